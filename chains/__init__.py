@@ -1,0 +1,12 @@
+"""The chains: the named optimizers from SGD to AdamW, each one expression of links, and what acts on whole chains."""
+
+from ._adadelta import adadelta as adadelta
+from ._adagrad import adagrad as adagrad
+from ._adam import adam as adam
+from ._adamw import adamw as adamw
+from ._chain import Chain as Chain
+from ._chain import chain as chain
+from ._diff import diff as diff
+from ._nadam import nadam as nadam
+from ._rmsprop import rmsprop as rmsprop
+from ._sgd import sgd as sgd

@@ -1,0 +1,61 @@
+"""Adadelta: the gradient over its RMS, times the RMS of past steps."""
+
+from typing import Any
+
+import optax
+
+from linkax.transforms import Fraction, NonNegative, Rate, add_l2_to_grad, scale_by_adadelta, scale_by_learning_rate
+from linkax.transforms._check import checked
+
+from ._chain import Chain, chain
+from ._when import when
+
+
+@checked
+def adadelta(
+    learning_rate: Rate = 1.0,
+    *,
+    rho: Fraction = 0.9,
+    eps: NonNegative = 1e-6,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Any = None,
+    maximize: bool = False,
+) -> Chain:
+    """Adadelta: the steps find their own size from the steps before.
+
+    With g ← g + λ w and V ← ρ V + (1 − ρ) g²: Δ = √(A + ε) / √(V + ε) · g, w ← w − α Δ, A ← ρ A + (1 − ρ) Δ².
+
+    Args:
+        learning_rate: α ≥ 0, or a schedule of it; 1 is the paper's method.
+        rho: ρ, in [0, 1].
+        eps: ε ≥ 0, under both roots.
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
+        maximize: Whether to climb: g is negated before anything else.
+
+    Returns:
+        A chain. A link whose number is the Python number 0 is left out.
+
+    Raises:
+        ValueError: If a number is outside its range.
+        TypeError: If an argument is not of its kind.
+
+    Differences:
+        PyTorch: `lr` for `learning_rate`. Optax's weight decay is decoupled, as `adamw`'s is.
+
+    Example:
+        >>> from linkax.chains import adadelta
+        >>> adadelta()
+        chain
+        ├─ scale_by_adadelta(rho=0.9, eps=1e-06)      moment
+        └─ scale_by_learning_rate(learning_rate=1.0)  step
+
+    Source:
+        `torch.optim.Adadelta`; Zeiler, "ADADELTA: an adaptive learning rate method", 2012.
+    """
+    return chain(
+        when(maximize, optax.scale, -1.0),
+        when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
+        scale_by_adadelta(rho, eps),
+        scale_by_learning_rate(learning_rate),
+    )

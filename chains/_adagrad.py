@@ -1,0 +1,75 @@
+"""Adagrad: the gradient over the root of the sum of its squares."""
+
+from typing import Any
+
+import optax
+
+from linkax.transforms import (
+    NonNegative,
+    Rate,
+    add_l2_to_grad,
+    scale_by_inverse_time_decay,
+    scale_by_learning_rate,
+    scale_by_rss,
+)
+from linkax.transforms._check import checked
+
+from ._chain import Chain, chain
+from ._when import when
+
+
+@checked
+def adagrad(
+    learning_rate: Rate = 1e-2,
+    *,
+    lr_decay: NonNegative = 0.0,
+    initial_accumulator_value: NonNegative = 0.0,
+    eps: NonNegative = 1e-10,
+    eps_in_sqrt: bool = False,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Any = None,
+    maximize: bool = False,
+) -> Chain:
+    """Adagrad: every element's step shrinks with the gradients it has seen.
+
+    With g ← g + λ w and S ← S + g²: w ← w − α / (1 + (t − 1) d) · g / (√S + ε), t counting from 1.
+
+    Args:
+        learning_rate: α ≥ 0, or a schedule of it.
+        lr_decay: d ≥ 0, how fast the learning rate shrinks, per step.
+        initial_accumulator_value: S before the first step, at least 0.
+        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`.
+        eps_in_sqrt: Whether ε is added under the root (most textbooks, Optax) or to it (PyTorch).
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
+        maximize: Whether to climb: g is negated before anything else.
+
+    Returns:
+        A chain. A link whose number is the Python number 0 is left out.
+
+    Raises:
+        ValueError: If a number is outside its range.
+        TypeError: If an argument is not of its kind.
+
+    Differences:
+        PyTorch: `lr` for `learning_rate`. `optax.adagrad(lr, 0.1, 1e-7)` is
+        `adagrad(lr, initial_accumulator_value=0.1, eps=1e-7, eps_in_sqrt=True)`.
+
+    Example:
+        >>> from linkax.chains import adagrad
+        >>> adagrad(1e-2, lr_decay=1e-3)
+        chain
+        ├─ scale_by_rss(initial_accumulator_value=0.0, eps=1e-10)  moment
+        ├─ scale_by_inverse_time_decay(decay=0.001)                step
+        └─ scale_by_learning_rate(learning_rate=0.01)              step
+
+    Source:
+        `torch.optim.Adagrad`; Duchi, Hazan and Singer, "Adaptive subgradient methods", 2011.
+    """
+    return chain(
+        when(maximize, optax.scale, -1.0),
+        when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
+        scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt),
+        when(lr_decay, scale_by_inverse_time_decay, lr_decay),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,74 @@
+"""AdamW: Adam whose weight decay goes around the moments."""
+
+from typing import Any
+
+import optax
+
+from linkax.transforms import NonNegative, ProperFraction, Rate, decoupled_weight_decay, scale_by_learning_rate
+from linkax.transforms._check import checked
+
+from ._adam import adam_ratio
+from ._chain import Chain, chain
+from ._when import when
+
+
+@checked
+def adamw(
+    learning_rate: Rate = 1e-3,
+    *,
+    b1: ProperFraction = 0.9,
+    b2: ProperFraction = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: Rate = 1e-2,
+    weight_decay_mask: Any = None,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> Chain:
+    """AdamW: Adam with decoupled weight decay, which is multiplied by the learning rate.
+
+    w ← w (1 − α λ), then Adam's step: the same as w ← w − α (u + λ w), with u Adam's direction.
+
+    Args:
+        learning_rate: α ≥ 0, or a schedule of it.
+        b1: β1, in [0, 1).
+        b2: β2, in [0, 1).
+        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root.
+        weight_decay: λ ≥ 0, or a schedule of it; a step takes the fraction α λ of every weight.
+        weight_decay_mask: Which leaves decay, as `mask` of `decoupled_weight_decay`.
+        amsgrad: Whether to divide by the largest second moment so far.
+        maximize: Whether to climb: g is negated before anything else; the weights still decay.
+
+    Returns:
+        A chain. A link whose number is the Python number 0 is left out.
+
+    Raises:
+        ValueError: If a number is outside its range.
+        TypeError: If an argument is not of its kind.
+
+    Differences:
+        PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`. Optax's default λ is 1e-4. In the paper only the
+        schedule multiplies λ: swap in `decoupled_weight_decay(..., multiplied_by="schedule")`.
+
+    Example:
+        >>> from linkax.chains import adamw
+        >>> adamw(1e-3)
+        chain
+        ├─ moment_ratio(eps=1e-08)                            moment
+        │  ├─ first
+        │  │  ├─ scale_by_momentum(decay=0.9, dampening=0.9)  moment
+        │  │  └─ bias_correction(decay=0.9)                   moment
+        │  └─ second
+        │     ├─ mean_square(decay=0.999)                     moment
+        │     └─ bias_correction(decay=0.999)                 moment
+        ├─ decoupled_weight_decay(weight_decay=0.01)          step
+        └─ scale_by_learning_rate(learning_rate=0.001)        step
+
+    Source:
+        `torch.optim.AdamW`; Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
+    """
+    return chain(
+        when(maximize, optax.scale, -1.0),
+        adam_ratio(b1, b2, eps, amsgrad),
+        when(weight_decay, decoupled_weight_decay, weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )

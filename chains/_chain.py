@@ -1,0 +1,217 @@
+"""A chain: links one behind the other, which remembers them, prints them, and can be taken apart.
+
+Chains never change; `swap`, `drop` and `add` return new ones.
+"""
+
+from collections.abc import Mapping
+
+import optax
+
+from linkax.transforms import Link
+
+from ._parts import Part, Path, flatten, parts, rewrite
+from ._places import check_places, own_index
+from ._tree import tree_html, tree_text
+
+
+class Chain(optax.GradientTransformationExtraArgs):
+    """An optimizer as a sequence of links; an Optax gradient transformation in every respect.
+
+    Two chains of equal links are equal and hash alike, so a chain can be a static argument of `jax.jit` and a
+    dictionary key. Chains are made by `chain` and by the named optimizers.
+
+    Attributes:
+        init: From parameters to the chain's state, a tuple of its links' states, as in Optax.
+        update: From (updates, state, parameters) to (updates, state), as in Optax.
+        links: The links in order. A foreign Optax transformation is a link without a place.
+
+    Example:
+        >>> from linkax.chains import adam
+        >>> adam(1e-3, weight_decay=1e-2)
+        chain
+        ├─ add_l2_to_grad(weight_decay=0.01)                  gradient
+        ├─ moment_ratio(eps=1e-08)                            moment
+        │  ├─ first
+        │  │  ├─ scale_by_momentum(decay=0.9, dampening=0.9)  moment
+        │  │  └─ bias_correction(decay=0.9)                   moment
+        │  └─ second
+        │     ├─ mean_square(decay=0.999)                     moment
+        │     └─ bias_correction(decay=0.999)                 moment
+        └─ scale_by_learning_rate(learning_rate=0.001)        step
+    """
+
+    links: tuple[Link, ...]
+
+    def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Chain":
+        # What a tree map over the tuple calls; the links are no longer known then, so it counts as one foreign link.
+        self = super().__new__(cls, init, update)
+        self.links = (Link(init, update),)
+        return self
+
+    def swap(self, name: str, link: optax.GradientTransformation) -> "Chain":
+        """Returns the chain with one link replaced by another.
+
+        The new link stands where the old one stood if it has the same place, and otherwise goes to its own place:
+        swapping `add_l2_to_grad` for `decoupled_weight_decay` moves the decay from the gradient to the step, right
+        before the learning rate.
+
+        Args:
+            name: The name of the link to take out, also one inside a `moment_ratio`. Where several links have that
+                name, the moment it stands in comes first: `"second.bias_correction"`.
+            link: The link (or chain, or Optax transformation) to put in.
+
+        Raises:
+            ValueError: If no link, or more than one, has that name, or `link` cannot stand there.
+            TypeError: If `link` is not a gradient transformation.
+
+        Example:
+            >>> from linkax.chains import adam, adamw
+            >>> from linkax.transforms import decoupled_weight_decay
+            >>> tx = adam(1e-3, weight_decay=1e-2)
+            >>> tx.swap("add_l2_to_grad", decoupled_weight_decay(1e-2)) == adamw(1e-3, weight_decay=1e-2)
+            True
+        """
+        old = self._find_one("swap", name)
+        new = flatten("swap", link)
+        places = {old.link.place, *(link.place for link in new)}
+        if len(old.path) == 1 and len(places) > 1 and None not in places:
+            return self._rewrite({old.path: ()}).add(link)
+        return self._rewrite({old.path: new})
+
+    def drop(self, name: str) -> "Chain":
+        """Returns the chain without the links of a name.
+
+        Args:
+            name: As in `swap`, but every link that has the name is left out: `drop("bias_correction")` leaves out
+                the corrections of both moments, `drop("first.bias_correction")` one of them.
+
+        Raises:
+            ValueError: If no link has that name, or what is left makes no sense (a `moment_ratio` without a second
+                moment).
+
+        Example:
+            >>> from linkax.chains import rmsprop
+            >>> rmsprop(1e-2, momentum=0.9).drop("scale_by_momentum") == rmsprop(1e-2)
+            True
+        """
+        return self._rewrite({part.path: () for part in self._find("drop", name)})
+
+    def add(
+        self, link: optax.GradientTransformation, *, before: str | None = None, after: str | None = None
+    ) -> "Chain":
+        """Returns the chain with one link more.
+
+        Without `before` and `after` a link goes to the end of its own place: to the gradient before any moment, to
+        the moments behind the others, to the step right before the learning rate, to the update at the end. An
+        Optax transformation, whose place is unknown, needs one of the two.
+
+        Args:
+            link: The link (or chain, or Optax transformation) to put in.
+            before: The name of the link to stand in front of, as in `swap`.
+            after: The name of the link to stand behind.
+
+        Raises:
+            ValueError: If both `before` and `after` are given, or the name is unknown or ambiguous, or `link` cannot
+                stand there, or nothing says where it should.
+            TypeError: If `link` is not a gradient transformation.
+
+        Example:
+            >>> import optax
+            >>> from linkax.chains import adam
+            >>> from linkax.transforms import running_max
+            >>> adam().add(running_max(), after="mean_square") == adam(amsgrad=True)
+            True
+            >>> adam().add(optax.clip_by_global_norm(1.0), before="moment_ratio").links[0]
+            clip_by_global_norm(max_norm=1.0)
+        """
+        new = flatten("add", link)
+        if before is not None and after is not None:
+            raise ValueError(f"Chain.add: before or after may be given, got both {before!r} and {after!r}")
+        if before is not None:
+            old = self._find_one("add", before)
+            return self._rewrite({old.path: (*new, old.link)})
+        if after is not None:
+            old = self._find_one("add", after)
+            return self._rewrite({old.path: (old.link, *new)})
+        links = self.links
+        for one in new:
+            index = own_index(links, one)
+            links = (*links[:index], one, *links[index:])
+        return chain(*links)
+
+    def _rewrite(self, changes: Mapping[Path, tuple[Link, ...]]) -> "Chain":
+        return chain(*rewrite(self.links, changes, chain))
+
+    def _find(self, method: str, name: str) -> list[Part]:
+        every = list(parts(self.links))
+        found = [part for part in every if f".{part.name}".endswith(f".{name}")]
+        if not found:
+            names = ", ".join(part.name for part in every) or "none"
+            raise ValueError(f"Chain.{method}: no link is called {name!r}; the links are {names}")
+        return found
+
+    def _find_one(self, method: str, name: str) -> Part:
+        found = self._find(method, name)
+        if len(found) > 1:
+            names = ", ".join(part.name for part in found)
+            raise ValueError(f"Chain.{method}: {len(found)} links are called {name!r}: {names}; name one of them")
+        return found[0]
+
+    def __repr__(self) -> str:
+        return tree_text(self.links)
+
+    def _repr_html_(self) -> str:
+        return tree_html(self.links)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self.links == other.links
+
+    def __ne__(self, other: object) -> bool:  # tuple defines its own
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((Chain, self.links))
+
+    def __reduce__(self) -> tuple:
+        return chain, self.links
+
+
+def chain(*links: optax.GradientTransformation) -> Chain:
+    """Puts links one behind the other, as `optax.chain` does, and remembers them.
+
+    u_0 = g, u_i = link_i(u_{i−1}); puts out the last one. Chains among the links are taken apart into theirs, so
+    `chain(chain(a, b), c)` is `chain(a, b, c)`.
+
+    Args:
+        *links: Links, chains and Optax transformations in the order in which they act.
+
+    Returns:
+        A `Chain`; its state is the tuple of its links' states.
+
+    Raises:
+        TypeError: If an argument is not a gradient transformation.
+        ValueError: If a link stands where it cannot mean what it is called: weight decay on the wrong side of the
+            moments or of the learning rate, or a second moment that nothing divides by.
+
+    Differences:
+        The states of nested chains are one flat tuple here, nested ones in Optax.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.chains import chain
+        >>> from linkax.transforms import scale_by_learning_rate, scale_by_momentum
+        >>> tx = chain(scale_by_momentum(0.5), scale_by_learning_rate(0.1))
+        >>> params = {"w": jnp.ones(2)}
+        >>> updates, state = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+        >>> print(updates["w"])
+        [-0.1 -0.1]
+
+    Source:
+        `optax.chain`.
+    """
+    flat = flatten("chain", *links)
+    check_places(flat)
+    tx = optax.chain(*flat) if flat else optax.with_extra_args_support(optax.identity())
+    self = Chain(tx.init, tx.update)
+    self.links = flat
+    return self

@@ -1,0 +1,82 @@
+"""NAdam: Adam with Nesterov's momentum for its first moment."""
+
+from typing import Any
+
+import optax
+
+from linkax.transforms import (
+    NonNegative,
+    ProperFraction,
+    Rate,
+    add_l2_to_grad,
+    bias_correction,
+    mean_square,
+    moment_ratio,
+    scale_by_learning_rate,
+    scale_by_nesterov,
+)
+from linkax.transforms import decoupled_weight_decay as decay_decoupled
+from linkax.transforms._check import checked
+
+from ._chain import Chain, chain
+from ._when import when
+
+
+@checked
+def nadam(
+    learning_rate: Rate = 2e-3,
+    *,
+    b1: ProperFraction = 0.9,
+    b2: ProperFraction = 0.999,
+    eps: NonNegative = 1e-8,
+    momentum_decay: NonNegative | None = 4e-3,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Any = None,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> Chain:
+    """NAdam: Adam that takes its first moment one step ahead.
+
+    With m and v as in `adam`, μ_t = β1 (1 − ½ · 0.96^{t ψ}) and Π_t = μ_1 ⋯ μ_t:
+    w ← w − α [(1 − μ_t) / (1 − Π_t) · g + μ_{t+1} / (1 − Π_{t+1}) · m] / (√(v / (1 − β2^t)) + ε).
+
+    Args:
+        learning_rate: α ≥ 0, or a schedule of it.
+        b1: β1, in [0, 1).
+        b2: β2, in [0, 1).
+        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root.
+        momentum_decay: ψ ≥ 0, how fast μ_t rises from near β1/2 to β1; `None` for μ_t = β1.
+        weight_decay: λ ≥ 0, or a schedule of it.
+        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
+        decoupled_weight_decay: Whether the decay is `adamw`'s, or is added to the gradient (L2).
+        maximize: Whether to climb: g is negated before anything else.
+
+    Returns:
+        A chain. A link whose number is the Python number 0 is left out.
+
+    Raises:
+        ValueError: If a number is outside its range.
+        TypeError: If an argument is not of its kind.
+
+    Differences:
+        PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`. `optax.nadam` is `momentum_decay=None`.
+
+    Example:
+        >>> from linkax.chains import nadam
+        >>> nadam(2e-3).links[0].hyperparams["first"]
+        scale_by_nesterov(decay=0.9, form='corrected', momentum_decay=0.004)
+
+    Source:
+        `torch.optim.NAdam`; Dozat, "Incorporating Nesterov momentum into Adam", 2016.
+    """
+    return chain(
+        when(maximize, optax.scale, -1.0),
+        when(0.0 if decoupled_weight_decay else weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
+        moment_ratio(
+            scale_by_nesterov(b1, form="corrected", momentum_decay=momentum_decay),
+            chain(mean_square(b2), bias_correction(b2)),
+            eps,
+        ),
+        when(weight_decay if decoupled_weight_decay else 0.0, decay_decoupled, weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,81 @@
+"""Which link may stand where.
+
+In w ← w − α·m/√V the gradient comes first, then the moments, the step, the learning rate, and the update it makes.
+Links keep that order, but for one exception: a moment may follow the learning rate (the velocity form of momentum).
+"""
+
+from linkax.transforms import Link
+
+_ORDER = ("gradient", "moment", "step", "learning rate", "update")
+
+
+def rank(link: Link) -> int | None:
+    """The position of a link's place in the order, or `None` for a foreign link, which may stand anywhere."""
+    if link.name == "scale_by_learning_rate":
+        return _ORDER.index("learning rate")
+    return None if link.place is None else _ORDER.index(link.place)
+
+
+def own_index(links: tuple[Link, ...], new: Link) -> int:
+    """The index at which a new link stands at the end of its own place."""
+    new_rank = rank(new)
+    if new_rank is None:
+        raise ValueError(
+            f"Chain.add: before or after must be given for {new!r}, whose place is unknown; "
+            f"the links are {_names(links)}"
+        )
+    ranks = [rank(link) for link in links]
+    start = max((index + 1 for index, other in enumerate(ranks) if other is not None and other <= new_rank), default=0)
+    for index in range(start, len(links)):
+        if (other := ranks[index]) is not None and other > new_rank:
+            return index
+    if None in ranks[start:] and new_rank < _ORDER.index("update"):
+        raise ValueError(
+            f"Chain.add: before or after must be given for {new!r}, because the place of a link behind it is unknown; "
+            f"the links are {_names(links)}"
+        )
+    return len(links)
+
+
+def check_places(links: tuple[Link, ...]) -> None:
+    """Raises if a link stands where it cannot mean what it is called."""
+    for index, later in enumerate(links):
+        for earlier in links[:index]:
+            _check_order(earlier, later)
+
+
+def _check_order(earlier: Link, later: Link) -> None:
+    before, after = rank(earlier), rank(later)
+    if before is None or after is None:
+        return
+    names = _ORDER[before], _ORDER[after]
+    if earlier.is_second_moment and names[1] not in ("gradient", "moment"):
+        raise ValueError(
+            f"chain: {earlier!r} puts out a second moment, which must be divided by, got {later!r} behind it; use "
+            "scale_by_rms, scale_by_rss or scale_by_stddev, or put it into moment_ratio(first, second, eps)"
+        )
+    if names == ("learning rate", "learning rate"):
+        raise ValueError(
+            f"chain: one learning rate is allowed, because each flips the sign of the updates, got {earlier!r} and "
+            f"{later!r}; multiply by optax.scale or optax.scale_by_schedule instead"
+        )
+    if before <= after or names == ("learning rate", "moment"):
+        return
+    raise ValueError(
+        f"chain: the order must be {', '.join(_ORDER)}, got {later!r} ({names[1]}) behind {earlier!r} ({names[0]})"
+        + _hint(earlier, later)
+    )
+
+
+def _hint(earlier: Link, later: Link) -> str:
+    if later.name == "add_l2_to_grad":
+        return "; to decay the weights behind the moments, use decoupled_weight_decay"
+    if later.name == "decoupled_weight_decay":
+        return "; to decay them independently of the learning rate, use decoupled_weight_decay(multiplied_by='nothing')"
+    if earlier.name == "decoupled_weight_decay" and earlier.place == "step":
+        return "; to decay the weights before the moments, use add_l2_to_grad"
+    return "; to make one optimizer of two, take their links apart with .links"
+
+
+def _names(links: tuple[Link, ...]) -> str:
+    return ", ".join(link.name for link in links)

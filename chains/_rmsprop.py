@@ -1,0 +1,80 @@
+"""RMSprop: the gradient over the root of the running mean of its square, then momentum if wanted."""
+
+from typing import Any
+
+import optax
+
+from linkax.transforms import (
+    Fraction,
+    NonNegative,
+    Rate,
+    add_l2_to_grad,
+    scale_by_learning_rate,
+    scale_by_momentum,
+    scale_by_rms,
+    scale_by_stddev,
+)
+from linkax.transforms._check import checked
+
+from ._chain import Chain, chain
+from ._when import when
+
+
+@checked
+def rmsprop(
+    learning_rate: Rate = 1e-2,
+    *,
+    decay: Fraction = 0.99,
+    eps: NonNegative = 1e-8,
+    eps_in_sqrt: bool = False,
+    centered: bool = False,
+    momentum: Fraction = 0.0,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Any = None,
+    maximize: bool = False,
+) -> Chain:
+    """RMSprop: steps of about the learning rate's size in every element.
+
+    With g ← g + λ w and V ← a V + (1 − a) g²: u = g / (√V + ε), where `centered` takes V − ḡ² for V, ḡ the running
+    mean of g; then b ← μ b + u and w ← w − α b. The learning rate multiplies the buffer, so a schedule acts after it.
+
+    Args:
+        learning_rate: α ≥ 0, or a schedule of it.
+        decay: a, in [0, 1].
+        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`.
+        eps_in_sqrt: Whether ε is added under the root (TensorFlow, Optax's default) or to it (PyTorch).
+        centered: Whether the mean of the gradient is taken off: divides by the standard deviation.
+        momentum: μ, in [0, 1].
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
+        maximize: Whether to climb: g is negated before anything else.
+
+    Returns:
+        A chain. A link whose number is the Python number 0 is left out.
+
+    Raises:
+        ValueError: If a number is outside its range.
+        TypeError: If an argument is not of its kind.
+
+    Differences:
+        PyTorch: `lr` for `learning_rate`, `alpha` for `decay`. `optax.rmsprop` multiplies the learning rate in before
+        the momentum: there `scale_by_learning_rate` stands before `scale_by_momentum`.
+
+    Example:
+        >>> from linkax.chains import rmsprop
+        >>> rmsprop(1e-2, momentum=0.9)
+        chain
+        ├─ scale_by_rms(decay=0.99, eps=1e-08)          moment
+        ├─ scale_by_momentum(decay=0.9, dampening=0.0)  moment
+        └─ scale_by_learning_rate(learning_rate=0.01)   step
+
+    Source:
+        `torch.optim.RMSprop`; Tieleman and Hinton, Coursera lecture 6.5, 2012.
+    """
+    return chain(
+        when(maximize, optax.scale, -1.0),
+        when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
+        (scale_by_stddev if centered else scale_by_rms)(decay, eps, eps_in_sqrt),
+        when(momentum, scale_by_momentum, momentum),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,79 @@
+"""SGD: a step against the gradient, its running sum (momentum), or that sum one step ahead (Nesterov)."""
+
+from typing import Any
+
+import optax
+
+from linkax.transforms import (
+    Fraction,
+    Rate,
+    add_l2_to_grad,
+    scale_by_learning_rate,
+    scale_by_momentum,
+    scale_by_nesterov,
+)
+from linkax.transforms._check import checked, is_traced
+
+from ._chain import Chain, chain
+from ._when import when
+
+
+@checked
+def sgd(
+    learning_rate: Rate = 1e-3,
+    *,
+    momentum: Fraction = 0.0,
+    dampening: Fraction = 0.0,
+    nesterov: bool = False,
+    weight_decay: Rate = 0.0,
+    weight_decay_mask: Any = None,
+    maximize: bool = False,
+) -> Chain:
+    """Stochastic gradient descent, with momentum if wanted.
+
+    With g ← g + λ w: b_1 = g_1, b_t = μ b_{t−1} + (1 − d) g_t, and w ← w − α b_t, or w ← w − α (g_t + μ b_t) with
+    `nesterov`. The learning rate multiplies the whole buffer, so a schedule acts on the past gradients too.
+
+    Args:
+        learning_rate: α ≥ 0, or a schedule of it.
+        momentum: μ, in [0, 1].
+        dampening: d, in [0, 1]; the first gradient is not dampened.
+        nesterov: Whether to step one step ahead; needs `momentum` above 0 and no `dampening`.
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
+        maximize: Whether to climb: g is negated before anything else.
+
+    Returns:
+        A chain. A link whose number is the Python number 0 is left out.
+
+    Raises:
+        ValueError: If a number is outside its range, or `nesterov` comes without momentum or with dampening.
+        TypeError: If an argument is not of its kind.
+
+    Differences:
+        PyTorch: `lr` for `learning_rate`. `optax.sgd` has no dampening. Keras multiplies the learning rate into the
+        velocity: there `scale_by_learning_rate` stands before `scale_by_momentum`.
+
+    Example:
+        >>> from linkax.chains import sgd
+        >>> sgd(0.1, momentum=0.9)
+        chain
+        ├─ scale_by_momentum(decay=0.9, dampening=0.0, first_step='gradient')  moment
+        └─ scale_by_learning_rate(learning_rate=0.1)                           step
+
+    Source:
+        `torch.optim.SGD`; Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+    """
+    if nesterov and any(
+        not is_traced(value) and wrong for value, wrong in ((momentum, momentum == 0), (dampening, dampening != 0))
+    ):
+        raise ValueError(
+            f"sgd: nesterov must come with momentum above 0 and no dampening, got {momentum=}, {dampening=}"
+        )
+    return chain(
+        when(maximize, optax.scale, -1.0),
+        when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
+        when(nesterov, scale_by_nesterov, momentum),
+        when(0.0 if nesterov else momentum, scale_by_momentum, momentum, dampening=dampening, first_step="gradient"),
+        scale_by_learning_rate(learning_rate),
+    )

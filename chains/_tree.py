@@ -1,0 +1,73 @@
+"""A chain as a small tree: one link a line, with its hyperparameters and its place."""
+
+import html
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from linkax.transforms import Link
+from linkax.transforms._describe import describe
+
+from ._parts import inside
+
+
+class Line(NamedTuple):
+    """A line of the tree."""
+
+    branch: str  # the lines that connect it to those above
+    text: str  # a link, or the name of the argument that the links below it are inside of
+    link: Link | None
+    where: tuple[str, ...]  # the links and arguments it is inside of
+
+
+def lines(links: tuple[Link, ...], indent: str = "", where: tuple[str, ...] = ()) -> Iterator[Line]:
+    """Yields the lines of the tree."""
+    for index, link in enumerate(links):
+        last = index == len(links) - 1
+        yield Line(indent + ("└─ " if last else "├─ "), own_text(link), link, where)
+        below = indent + ("   " if last else "│  ")
+        slots = list(inside(link).items())
+        for slot, inner in slots:
+            last_slot = slot == slots[-1][0]
+            within = (*where, link.name)
+            yield Line(below + ("└─ " if last_slot else "├─ "), slot if inner else f"{slot}: as it comes", None, within)
+            yield from lines(inner, below + ("   " if last_slot else "│  "), (*within, slot))
+
+
+def own_text(link: Link, marked: Collection[str] = ()) -> str:
+    """A link as a call, without the links inside it, which have lines of their own.
+
+    Arguments in `marked` stand between asterisks, and are shown even at their default value.
+    """
+    described = link.described()
+    shown = [name for name in link.hyperparams if name in {*described, *marked} - inside(link).keys()]
+    texts = {name: f"{name}={described.get(name) or describe(link.hyperparams[name])}" for name in shown}
+    return f"{link.name}({', '.join(f'*{texts[name]}*' if name in marked else texts[name] for name in shown)})"
+
+
+def tree_text(links: tuple[Link, ...]) -> str:
+    """The tree as text, with the places in a column on the right."""
+    rows = [(line.branch + line.text, (line.link and line.link.place) or "") for line in lines(links)]
+    width = max((len(text) for text, _ in rows), default=0)
+    return "\n".join(["chain", *(f"{text:<{width}}  {place}".rstrip() for text, place in rows)])
+
+
+_STYLE = {
+    "gradient": "background:#0072b2;color:#fff",
+    "moment": "background:#e69f00;color:#000",
+    "step": "background:#009e73;color:#fff",
+    "update": "background:#cc79a7;color:#000",
+}
+
+
+def tree_html(links: tuple[Link, ...]) -> str:
+    """The tree as an HTML table, with the places as coloured tags (colours that everybody can tell apart)."""
+    rows = []
+    for line in lines(links):
+        place = line.link.place if line.link else None
+        tag = f'<span style="{_STYLE[place]};border-radius:4px;padding:0 6px">{place}</span>' if place else ""
+        text = html.escape(line.branch).replace(" ", "&nbsp;") + html.escape(line.text)
+        rows.append(
+            '<tr><td style="text-align:left;font-family:monospace;white-space:pre;padding:0 1em 0 0">'
+            f'{text}</td><td style="text-align:left;padding:0">{tag}</td></tr>'
+        )
+    return '<table style="line-height:1.4;border-collapse:collapse">' + "".join(rows) + "</table>"

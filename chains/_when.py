@@ -1,0 +1,15 @@
+"""Links that a named optimizer has only for some arguments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from linkax.transforms._check import is_absent
+
+from ._chain import Chain, chain
+
+
+def when(wanted: Any, factory: Callable[..., optax.GradientTransformation], *args: Any, **kwargs: Any) -> Chain:
+    """The link that `factory` builds, or no link at all when `wanted` is `False` or the plain number 0."""
+    return chain() if is_absent(wanted) else chain(factory(*args, **kwargs))

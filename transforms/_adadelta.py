@@ -1,0 +1,105 @@
+"""Adadelta: the gradient over its RMS, times the RMS of the steps taken so far.
+
+u_t = g_t / √(nu_t + ε)            scale_by_rms with ε in the root
+Δ_t = √(A_{t−1} + ε) · u_t         scale_by_past_rms
+A_t = ρ A_{t−1} + (1 − ρ) Δ_t²
+"""
+
+from typing import NamedTuple
+
+import optax
+
+from ._check import Fraction, NonNegative
+from ._leaves import accumulators, complement, like, map_state, map_updates, on_reals, safe_sqrt, scalar, wide
+from ._link import link
+from ._precision import at_least_float32
+from ._rms import scale_by_rms
+
+
+class ScaleByPastRmsState(NamedTuple):
+    """State of `scale_by_past_rms`."""
+
+    mean_square_step: optax.Updates  # shapes of the parameters, at least float32: the mean of squares of past outputs
+
+
+@link("moment")
+def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransformation:
+    """Multiplies what comes in by the RMS of what this link has put out so far.
+
+    Δ_t = √(A_{t−1} + ε) · u_t, then A_t = decay · A_{t−1} + (1 − decay) · Δ_t², from A_0 = 0; puts out Δ_t. It gives
+    a direction without units (a gradient over its RMS) the units of the parameters.
+
+    Args:
+        decay: How much of the past the mean keeps, ρ, in [0, 1].
+        eps: ε ≥ 0, in squared units of the parameters; with ε = 0 nothing ever moves.
+
+    Returns:
+        A link at the place `"moment"` with state `ScaleByPastRmsState(mean_square_step)`, which has the parameters'
+        shapes and is at least float32.
+
+    Raises:
+        ValueError: If a number is outside its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import scale_by_past_rms
+        >>> link = scale_by_past_rms(0.9, eps=0.25)
+        >>> step, state = link.update(jnp.float32(1.0), link.init(jnp.float32(0)))
+        >>> print(step)
+        0.5
+
+    Source:
+        Zeiler, "ADADELTA: an adaptive learning rate method", 2012; `torch.optim.Adadelta`.
+    """
+
+    def init(params):
+        return ScaleByPastRmsState(accumulators(params))
+
+    def update(updates, state, params=None):
+        del params
+        scale = on_reals(lambda u, a: safe_sqrt(a + scalar(eps, a)) * u)
+
+        @on_reals
+        def average(step, a):
+            return scalar(decay, a) * a + scalar(complement(decay), a) * (step * step)
+
+        past = state.mean_square_step
+        steps = map_updates(lambda u, a: scale(wide(u), a), updates, past)
+        past = map_state(average, steps, past)
+        return map_updates(lambda u, step: like(step, u), updates, steps), ScaleByPastRmsState(past)
+
+    return optax.GradientTransformation(init, update)
+
+
+@link("moment")
+def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.GradientTransformation:
+    """Replaces the gradient by Adadelta's step: its ratio to its own RMS, times the RMS of past steps.
+
+    Δ_t = √(A_{t−1} + ε) / √(nu_t + ε) · g_t, with nu the running mean of g² and A the one of Δ². It is
+    `scale_by_rms(rho, eps, eps_in_sqrt=True)` followed by `scale_by_past_rms(rho, eps)`.
+
+    Args:
+        rho: How much of the past both means keep, ρ, in [0, 1].
+        eps: ε ≥ 0, under both roots: it starts the steps, and bounds the division.
+
+    Returns:
+        A link at the place `"moment"`; its state is the pair of its two links' states.
+
+    Raises:
+        ValueError: If a number is outside its range.
+
+    Differences:
+        PyTorch, Optax and Keras agree, but for their defaults: learning rate 1 in PyTorch, 0.001 in Keras.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import scale_by_adadelta
+        >>> link = scale_by_adadelta(rho=0.0, eps=1.0)
+        >>> step, state = link.update(jnp.float32(0.75), link.init(jnp.float32(0)))
+        >>> print(step)  # √1 / √(0.75² + 1) · 0.75
+        0.6
+
+    Source:
+        Zeiler, "ADADELTA: an adaptive learning rate method", 2012, algorithm 1; `torch.optim.Adadelta`.
+    """
+    return at_least_float32(optax.chain(scale_by_rms(rho, eps, eps_in_sqrt=True), scale_by_past_rms(rho, eps)))

@@ -1,0 +1,67 @@
+"""A step that shrinks with the inverse of time.
+
+u_t / (1 + (t − 1) · decay)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._check import NonNegative
+from ._leaves import increment, like, map_updates, scalar, wide
+from ._link import link
+
+
+class InverseTimeDecayState(NamedTuple):
+    """State of `scale_by_inverse_time_decay`."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
+
+
+@link("step")
+def scale_by_inverse_time_decay(decay: NonNegative) -> optax.GradientTransformation:
+    """Divides by 1 + (t − 1) · decay, t counting the steps from 1: Adagrad's `lr_decay` in PyTorch.
+
+    It multiplies whatever learning rate follows, a schedule too.
+
+    Args:
+        decay: How fast the steps shrink, per step, at least 0; 1 makes step t the t-th part.
+
+    Returns:
+        A link at the place `"step"` with state `InverseTimeDecayState(count)`.
+
+    Raises:
+        ValueError: If `decay` is negative or not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import scale_by_inverse_time_decay
+        >>> link = scale_by_inverse_time_decay(1.0)
+        >>> state = link.init(jnp.float32(0))
+        >>> for _ in range(2):
+        ...     u, state = link.update(jnp.float32(1.0), state)
+        ...     print(u)
+        1.0
+        0.5
+
+    Source:
+        `torch.optim.Adagrad`, argument `lr_decay`.
+    """
+
+    def init(params):
+        del params
+        return InverseTimeDecayState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+
+        def shrink(u):
+            value = wide(u)
+            real = jnp.finfo(value.dtype).dtype
+            return like(value / (1 + state.count.astype(real) * scalar(decay, value)), u)
+
+        return map_updates(shrink, updates), InverseTimeDecayState(increment(state.count))
+
+    return optax.GradientTransformation(init, update)

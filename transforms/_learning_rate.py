@@ -1,0 +1,41 @@
+"""The learning rate: the size of the step, and its sign.
+
+−α_t · u_t
+"""
+
+import optax
+
+from ._check import Rate
+from ._link import link
+from ._precision import at_least_float32
+
+
+@link("step")
+def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
+    """Multiplies by minus the learning rate, so that adding the result to the parameters goes downhill.
+
+    u ← −α_t u. It is `optax.scale_by_learning_rate`, except that the learning rate is not rounded to the dtype of
+    half-precision updates.
+
+    Args:
+        learning_rate: α ≥ 0, or a schedule of it (a function of the step count, from 0), such as Optax's.
+
+    Returns:
+        A link at the place `"step"`, the last of that place.
+
+    Raises:
+        ValueError: If a number is negative or not finite.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from linkax.transforms import scale_by_learning_rate
+        >>> link = scale_by_learning_rate(0.5)
+        >>> print(link.update(jnp.float32(3.0), link.init(jnp.float32(0)))[0])
+        -1.5
+        >>> scale_by_learning_rate(optax.exponential_decay(0.1, transition_steps=10, decay_rate=0.5)).name
+        'scale_by_learning_rate'
+
+    Source:
+        `optax.scale_by_learning_rate`.
+    """
+    return at_least_float32(optax.scale_by_learning_rate(learning_rate))

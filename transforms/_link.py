@@ -1,0 +1,172 @@
+"""What a link is: an Optax gradient transformation that knows its name, its hyperparameters and its place.
+
+`@link(place)` on an ordinary factory function gives it all three, and makes the links it builds comparable,
+hashable, printable and picklable; the factory itself stays as it reads.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Literal, ParamSpec
+
+import optax
+
+from ._check import Arguments
+from ._describe import call_text, describe, describe_transformation
+from ._identity import identity_of
+
+_P = ParamSpec("_P")
+
+Place = Literal["gradient", "moment", "step", "update"]
+"""Where in w ← w − α·m/√V a link acts: on the gradient, in the moments, on the direction, on the finished update."""
+
+
+class Link(optax.GradientTransformationExtraArgs):
+    """One mechanism of an optimizer: an Optax gradient transformation that knows what it is.
+
+    Links come from the factories of `linkax.transforms`; `link` makes such factories. Calling `Link` itself on an
+    `init` and an `update` function gives a *foreign* link: one whose place is unknown, and whose name and
+    hyperparameters are read off the functions as far as they can be.
+
+    Attributes:
+        init: From parameters to the link's state, as in Optax.
+        update: From (updates, state, parameters) to (updates, state), as in Optax.
+        name: The factory's name, such as `"scale_by_momentum"`.
+        hyperparams: The factory's arguments by name, defaults included.
+        place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link.
+        is_second_moment: Whether what leaves the link is a mean or sum of squares, to be divided by.
+
+    Example:
+        >>> from linkax.transforms import scale_by_momentum
+        >>> link = scale_by_momentum(0.9)
+        >>> link
+        scale_by_momentum(decay=0.9, dampening=0.0)
+        >>> link.place, link.hyperparams["decay"]
+        ('moment', 0.9)
+        >>> link == scale_by_momentum(0.9)
+        True
+    """
+
+    name: str
+    hyperparams: Mapping[str, Any]
+    place: Place | None
+    is_second_moment: bool
+    _factory: Callable[..., "Link"] | None
+    _defaults: Mapping[str, Any]
+
+    def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Link":
+        self = super().__new__(cls, init, update)
+        self.name, self.hyperparams = describe_transformation(update)
+        self.place, self.is_second_moment, self._factory, self._defaults = None, False, None, {}
+        return self
+
+    @functools.cached_property
+    def _identity(self) -> Hashable:
+        if self._factory is None:
+            return "foreign", identity_of(self.init), identity_of(self.update)
+        return identity_of(inspect.unwrap(self._factory)), identity_of(self.hyperparams)
+
+    def replace(self, **changes: Any) -> "Link":
+        """Returns this link rebuilt with some of its hyperparameters changed.
+
+        Args:
+            **changes: New values for arguments of the link's factory.
+
+        Raises:
+            TypeError: If the link is foreign, or its factory has no such argument.
+            ValueError: If the factory refuses a value.
+
+        Example:
+            >>> from linkax.transforms import scale_by_rms
+            >>> scale_by_rms(0.99).replace(eps_in_sqrt=True)
+            scale_by_rms(decay=0.99, eps=1e-08, eps_in_sqrt=True)
+        """
+        if self._factory is None:
+            raise TypeError(f"Link.replace: {self.name!r} was not built by a link factory; build it anew instead")
+        return self._factory(**{**self.hyperparams, **changes})
+
+    def described(self) -> dict[str, str]:
+        """Returns the hyperparameters as text, by name: every number, and whatever else has not its default value.
+
+        Example:
+            >>> from linkax.transforms import scale_by_rms
+            >>> scale_by_rms(0.99).described()
+            {'decay': '0.99', 'eps': '1e-08'}
+        """
+
+        def is_silent(name, value):
+            switched_off = value is None or isinstance(value, bool | str)
+            return switched_off and name in self._defaults and value == self._defaults[name]
+
+        return {name: describe(value) for name, value in self.hyperparams.items() if not is_silent(name, value)}
+
+    def __repr__(self) -> str:
+        return call_text(self.name, self.described())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Link) and self._identity == other._identity
+
+    def __ne__(self, other: object) -> bool:  # tuple defines its own
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __reduce__(self) -> tuple:
+        if self._factory is None:
+            return Link, (self.init, self.update)
+        return _build, (self._factory, dict(self.hyperparams))
+
+
+def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
+    return factory(**hyperparams)
+
+
+def link(
+    place: Place | Callable[..., Place], *, is_second_moment: bool = False
+) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
+    """Makes a function that returns an Optax gradient transformation into a factory of links.
+
+    The factory's name becomes the link's name and its arguments the link's hyperparameters. Arguments annotated
+    with `NonNegative`, `Fraction`, `ProperFraction`, `Rate`, `bool` or a `Literal` are checked on every call.
+
+    Args:
+        place: Where the link acts: `"gradient"` (before any moment sees the gradient), `"moment"`, `"step"` (on the
+            finished direction, before the learning rate multiplies it), or `"update"` (after the learning rate). Where
+            that depends on the hyperparameters, a function from them, by name, to the place.
+        is_second_moment: Whether the link puts out a mean or sum of squares, which only makes sense as the second
+            argument of `moment_ratio`.
+
+    Returns:
+        A decorator.
+
+    Example:
+        >>> import jax, optax
+        >>> from linkax.transforms import Rate, link
+        >>> @link("gradient")
+        ... def scale_gradient(factor: Rate) -> optax.GradientTransformation:
+        ...     return optax.stateless(lambda g, _: jax.tree.map(lambda x: factor * x, g))
+        >>> scale_gradient(2.0)
+        scale_gradient(factor=2.0)
+        >>> scale_gradient(-1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: scale_gradient: factor must be a number in [0, inf) or a schedule, got -1.0
+    """
+
+    def decorate(factory: Callable[_P, optax.GradientTransformation]) -> Callable[_P, Link]:
+        arguments = Arguments(factory)
+
+        @functools.wraps(factory)
+        def build(*args: _P.args, **kwargs: _P.kwargs) -> Link:
+            hyperparams = arguments(*args, **kwargs)
+            tx = optax.with_extra_args_support(factory(**hyperparams))  # type: ignore[call-arg]
+            self = Link(tx.init, tx.update)
+            self.name, self.hyperparams = factory.__name__, hyperparams
+            self.place = place(**hyperparams) if callable(place) else place
+            self.is_second_moment, self._factory, self._defaults = is_second_moment, build, arguments.defaults
+            return self
+
+        return build
+
+    return decorate

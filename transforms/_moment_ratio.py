@@ -1,0 +1,112 @@
+"""The ratio of two moments of the same gradient.
+
+m_t / (√V_t + ε)   or   m_t / √(V_t + ε)
+"""
+
+from typing import Any, NamedTuple
+
+import optax
+
+from ._check import NonNegative
+from ._leaves import map_updates, on_reals, safe_sqrt, scalar
+from ._link import Link, link
+from ._precision import at_least_float32
+
+
+class MomentRatioState(NamedTuple):
+    """State of `moment_ratio`."""
+
+    first: Any  # state of the link or chain that makes m
+    second: Any  # state of the link or chain that makes V
+
+
+@link("moment")
+def moment_ratio(
+    first: optax.GradientTransformation,
+    second: optax.GradientTransformation,
+    eps: NonNegative,
+    eps_in_sqrt: bool = False,
+) -> optax.GradientTransformation:
+    """Feeds the same gradient to two links and divides what one puts out by the root of what the other does.
+
+    m / (√V + ε), or m / √(V + ε) with `eps_in_sqrt`, where m comes from `first` and V from `second`. This is the one
+    place where an optimizer is not a straight line: in a chain, momentum followed by RMS would divide by the RMS *of
+    the momentum*. Adam is
+
+        moment_ratio(chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
+                     chain(mean_square(b2), bias_correction(b2)), eps)
+
+    Inside, everything is at least float32; the result is in the incoming dtype.
+
+    Args:
+        first: A link, a chain, or any Optax transformation: the numerator m.
+        second: The same for V, which must not be negative: one of `mean_square`, `sum_of_squares` and `variance` in it.
+        eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. With ε = 0, an element whose gradients have all
+            been exactly 0 becomes 0/0 = NaN, as in PyTorch.
+        eps_in_sqrt: Whether ε is added under the root (most textbooks, TensorFlow's RMSprop) or to it (PyTorch).
+
+    Returns:
+        A link at the place `"moment"` with state `MomentRatioState(first, second)`. Complex gradients count as pairs
+        of real ones, as in PyTorch.
+
+    Raises:
+        TypeError: If `first` or `second` is not a gradient transformation.
+        ValueError: If `eps` is negative or not finite, if `first` or `second` contains a link that belongs behind the
+            moments, or if `second` contains no second moment.
+
+    Differences:
+        The derivative through the root is 0, not infinite, where all gradients have been exactly 0.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from linkax.transforms import mean_square, moment_ratio
+        >>> tx = moment_ratio(optax.identity(), mean_square(0.75), eps=0.0)
+        >>> direction, state = tx.update(jnp.float32(-3.0), tx.init(jnp.float32(0)))
+        >>> print(direction)  # −3 / √(0.25 · 9)
+        -2.0
+
+    Source:
+        The frame m/√V is the one of Reddi et al., 2018, table 1.
+    """
+    for name, part in (("first", first), ("second", second)):
+        if not isinstance(part, optax.GradientTransformation):
+            raise TypeError(f"moment_ratio: {name} must be a link, a chain or an Optax transformation, got {part!r}")
+        for inner in _links(part):
+            if inner.place in ("step", "update"):
+                raise ValueError(
+                    f"moment_ratio: {name} must hold links of the places 'gradient' and 'moment', got {inner!r} of the "
+                    f"place {inner.place!r}; put it behind the moment_ratio"
+                )
+    links = _links(second)
+    if not any(inner.is_second_moment or inner.place is None for inner in links):
+        raise ValueError(
+            "moment_ratio: second must contain mean_square, sum_of_squares or variance, because its root divides, "
+            f"got {list(links)!r}; without a second moment, use first alone"
+        )
+    if any(inner.is_second_moment for inner in _links(first)):
+        raise ValueError(
+            f"moment_ratio: first must not contain a second moment, got {list(_links(first))!r}; it belongs in second"
+        )
+    first, second = optax.with_extra_args_support(first), optax.with_extra_args_support(second)
+
+    @on_reals
+    def ratio(m, v):
+        epsilon = scalar(eps, v)
+        return m / (safe_sqrt(v + epsilon) if eps_in_sqrt else safe_sqrt(v) + epsilon)
+
+    def init(params):
+        return MomentRatioState(first.init(params), second.init(params))
+
+    def update(updates, state, params=None, **extra_args):
+        m, first_state = first.update(updates, state.first, params, **extra_args)
+        v, second_state = second.update(updates, state.second, params, **extra_args)
+        return map_updates(ratio, m, v), MomentRatioState(first_state, second_state)
+
+    return at_least_float32(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _links(part: optax.GradientTransformation) -> tuple[Link, ...]:
+    """The links that `part` consists of: a chain's, the link itself, or a foreign transformation seen as one."""
+    if isinstance(part, Link):
+        return (part,)
+    return getattr(part, "links", (Link(part.init, optax.with_extra_args_support(part).update),))

@@ -1,0 +1,83 @@
+"""Momentum: the running sum, or the running average, of the gradients.
+
+mu_t = decay · mu_{t−1} + (1 − dampening) · g_t
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._check import Fraction
+from ._leaves import accumulators, complement, increment, like, map_state, map_updates, scalar, scalar_dtype, wide
+from ._link import link
+
+
+class ScaleByMomentumState(NamedTuple):
+    """State of `scale_by_momentum`."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
+    mu: optax.Updates  # shapes of the parameters, at least float32: the sum or average
+
+
+@link("moment")
+def scale_by_momentum(
+    decay: Fraction, *, dampening: Fraction = 0.0, first_step: Literal["zeros", "gradient"] = "zeros"
+) -> optax.GradientTransformation:
+    """Replaces the gradient by the running sum, or the running average, of the gradients.
+
+    mu_t = decay · mu_{t−1} + (1 − dampening) · g_t, from mu_0 = 0; puts out mu_t. With `dampening=0` this is the
+    accumulating form (PyTorch's `momentum`), with `dampening=decay` the exponential average (Adam's first moment),
+    which is biased towards zero until `bias_correction(decay)` divides by 1 − decay^t.
+
+    Where it stands relative to the learning rate decides what a schedule does to it: before (PyTorch), a new rate
+    multiplies the whole buffer; after, as in v ← decay · v + α g, w ← w − v, only the gradients still to come.
+
+    Args:
+        decay: How much of the past is kept, μ or β, in [0, 1].
+        dampening: What is taken off the new gradient's weight, in [0, 1].
+        first_step: `"zeros"` starts from mu_0 = 0. `"gradient"` starts from mu_1 = g_1: the first gradient is not
+            dampened, as in PyTorch's SGD.
+
+    Returns:
+        A link at the place `"moment"` with state `ScaleByMomentumState(count, mu)`; `mu` has the parameters' shapes
+        and is at least float32.
+
+    Raises:
+        ValueError: If a number is outside its range, or `first_step` is neither of its values.
+
+    Differences:
+        `optax.trace` has no dampening; `optax.ema` is the averaged form. Keras's SGD has the learning rate inside.
+
+    Example:
+        The running average of 100, 114, 118 with β = 0.7:
+
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import scale_by_momentum
+        >>> link = scale_by_momentum(0.7, dampening=0.7)
+        >>> state = link.init(jnp.float32(0))
+        >>> for g in (100.0, 114.0, 118.0):
+        ...     average, state = link.update(jnp.float32(g), state)
+        ...     print(f"{average:.2f}")
+        30.00
+        55.20
+        74.04
+
+    Source:
+        Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; `torch.optim.SGD`.
+    """
+
+    def init(params):
+        return ScaleByMomentumState(jnp.zeros((), jnp.int32), accumulators(params))
+
+    def update(updates, state, params=None):
+        del params
+        weight = complement(dampening)
+        if first_step == "gradient":  # a scalar choice: mu_0 = 0, so only the gradient's weight differs
+            weight = jnp.where(state.count == 0, 1, jnp.asarray(weight, scalar_dtype(updates)))
+        mu = map_state(lambda g, m: scalar(decay, m) * m + scalar(weight, m) * wide(g), updates, state.mu)
+        direction = map_updates(lambda g, m: like(m, g), updates, mu)
+        return direction, ScaleByMomentumState(increment(state.count), mu)
+
+    return optax.GradientTransformation(init, update)

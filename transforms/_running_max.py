@@ -1,0 +1,60 @@
+"""The largest value so far.
+
+nu_max_t = max(nu_max_{t−1}, u_t)
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from ._leaves import accumulators, like, map_state, map_updates, on_reals, wide
+from ._link import link
+
+
+class RunningMaxState(NamedTuple):
+    """State of `running_max`."""
+
+    nu_max: optax.Updates  # shapes of the parameters, at least float32
+
+
+@link("moment")
+def running_max() -> optax.GradientTransformation:
+    """Replaces what comes in by the largest value it has had, element by element.
+
+    nu_max_t = max(nu_max_{t−1}, u_t), from 0; puts out nu_max_t. Behind `mean_square` it makes Adam AMSGrad:
+    before `bias_correction` it takes the maximum of the raw second moment, behind it that of the corrected one.
+
+    Returns:
+        A link at the place `"moment"` with state `RunningMaxState(nu_max)`, which has the parameters' shapes and is
+        at least float32. Real and imaginary parts have a maximum each.
+
+    Differences:
+        PyTorch takes the maximum before the bias correction, Optax's `amsgrad` behind it. A NaN stays, as in PyTorch.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import running_max
+        >>> link = running_max()
+        >>> state = link.init(jnp.float32(0))
+        >>> for u in (1.0, 3.0, 2.0):
+        ...     largest, state = link.update(jnp.float32(u), state)
+        ...     print(largest)
+        1.0
+        3.0
+        3.0
+
+    Source:
+        Reddi, Kale and Kumar, "On the convergence of Adam and beyond", 2018; `torch.optim.Adam(amsgrad=True)`.
+    """
+
+    def init(params):
+        return RunningMaxState(accumulators(params))
+
+    def update(updates, state, params=None):
+        del params
+        largest = on_reals(jnp.maximum)
+        nu_max = map_state(lambda u, nu_max: largest(nu_max, wide(u)), updates, state.nu_max)
+        return map_updates(lambda u, nu_max: like(nu_max, u), updates, nu_max), RunningMaxState(nu_max)
+
+    return optax.GradientTransformation(init, update)
