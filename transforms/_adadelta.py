@@ -10,7 +10,7 @@ from typing import NamedTuple
 import optax
 
 from ._check import Fraction, NonNegative
-from ._leaves import accumulators, complement, like, map_state, map_updates, on_reals, safe_sqrt, scalar, wide
+from ._leaves import accumulators, complement, decayed, like, map_state, map_updates, on_reals, safe_sqrt, scalar, wide
 from ._link import link
 from ._precision import at_least_float32
 from ._rms import scale_by_rms
@@ -61,7 +61,7 @@ def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransf
 
         @on_reals
         def average(step, a):
-            return scalar(decay, a) * a + scalar(complement(decay), a) * (step * step)
+            return decayed(a, decay) + scalar(complement(decay), a) * (step * step)
 
         past = state.mean_square_step
         steps = map_updates(lambda u, a: scale(wide(u), a), updates, past)

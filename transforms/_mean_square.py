@@ -8,7 +8,7 @@ from typing import NamedTuple
 import optax
 
 from ._check import Fraction
-from ._leaves import accumulators, complement, like, map_state, map_updates, on_reals, scalar, wide
+from ._leaves import accumulators, complement, decayed, like, map_state, map_updates, on_reals, scalar, wide
 from ._link import link
 
 
@@ -59,7 +59,7 @@ def mean_square(decay: Fraction) -> optax.GradientTransformation:
 
         @on_reals
         def average(g, nu):
-            return scalar(decay, nu) * nu + scalar(complement(decay), nu) * (g * g)
+            return decayed(nu, decay) + scalar(complement(decay), nu) * (g * g)
 
         nu = map_state(lambda g, nu: average(wide(g), nu), updates, state.nu)
         return map_updates(lambda g, nu: like(nu, g), updates, nu), MeanSquareState(nu)

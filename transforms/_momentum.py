@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import optax
 
 from ._check import Fraction
-from ._leaves import accumulators, complement, increment, like, map_state, map_updates, scalar, scalar_dtype, wide
+from ._leaves import (
+    accumulators,
+    complement,
+    decayed,
+    increment,
+    like,
+    map_state,
+    map_updates,
+    scalar,
+    scalar_dtype,
+    wide,
+)
 from ._link import link
 
 
@@ -76,7 +87,7 @@ def scale_by_momentum(
         weight = complement(dampening)
         if first_step == "gradient":  # a scalar choice: mu_0 = 0, so only the gradient's weight differs
             weight = jnp.where(state.count == 0, 1, jnp.asarray(weight, scalar_dtype(updates)))
-        mu = map_state(lambda g, m: scalar(decay, m) * m + scalar(weight, m) * wide(g), updates, state.mu)
+        mu = map_state(lambda g, m: decayed(m, decay) + scalar(weight, m) * wide(g), updates, state.mu)
         direction = map_updates(lambda g, m: like(m, g), updates, mu)
         return direction, ScaleByMomentumState(increment(state.count), mu)
 

@@ -12,7 +12,18 @@ import jax.numpy as jnp
 import optax
 
 from ._check import Fraction, NonNegative, is_traced
-from ._leaves import accumulators, complement, increment, like, map_state, map_updates, scalar, scalar_dtype, wide
+from ._leaves import (
+    accumulators,
+    complement,
+    decayed,
+    increment,
+    like,
+    map_state,
+    map_updates,
+    scalar,
+    scalar_dtype,
+    wide,
+)
 from ._link import link
 
 
@@ -110,7 +121,7 @@ def scale_by_nesterov(
         else:
             gain, on_gradient, on_momentum = complement(decay), rest_now / now, (1 - rest_next) / ahead
 
-        mu = map_state(lambda g, m: scalar(decay, m) * m + scalar(gain, m) * wide(g), updates, state.mu)
+        mu = map_state(lambda g, m: decayed(m, decay) + scalar(gain, m) * wide(g), updates, state.mu)
         direction = map_updates(
             lambda g, m: like(scalar(on_gradient, m) * wide(g) + scalar(on_momentum, m) * m, g), updates, mu
         )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ._check import Fraction
-from ._leaves import accumulators, complement, like, map_state, map_updates, on_reals, scalar, wide
+from ._leaves import accumulators, complement, decayed, like, map_state, map_updates, on_reals, scalar, wide
 from ._link import link
 
 
@@ -65,7 +65,7 @@ def variance(decay: Fraction) -> optax.GradientTransformation:
         del params
 
         def average(g, mean):
-            return scalar(decay, mean) * mean + scalar(complement(decay), mean) * g
+            return decayed(mean, decay) + scalar(complement(decay), mean) * g
 
         mu = map_state(lambda g, mu: average(wide(g), mu), updates, state.mu)
         nu = map_state(on_reals(lambda g, nu: average(wide(g) * wide(g), nu)), updates, state.nu)

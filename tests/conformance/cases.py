@@ -1,0 +1,58 @@
+"""PyTorch's optimizers and their arguments, and the chains that are the same."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd
+
+CHAINS: Mapping[str, Callable[..., Chain]] = {
+    "SGD": sgd,
+    "Adagrad": adagrad,
+    "RMSprop": rmsprop,
+    "Adadelta": adadelta,
+    "Adam": adam,
+    "AdamW": adamw,
+    "NAdam": nadam,
+}
+
+RENAMED = {"lr": "learning_rate", "alpha": "decay"}
+
+
+def chain_like(name: str, arguments: Mapping[str, Any]) -> Chain:
+    """The chain for a PyTorch optimizer's name and arguments: the README's table, as code."""
+    ours: dict[str, Any] = {}
+    for key, value in arguments.items():
+        if key == "betas":
+            ours["b1"], ours["b2"] = value
+        else:
+            ours[RENAMED.get(key, key)] = value
+    return CHAINS[name](**ours)
+
+
+RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("SGD", {}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "maximize": True}),
+    ("SGD", {"lr": 0.1, "momentum": 0.95, "nesterov": True, "weight_decay": 0.01}),
+    ("Adagrad", {}),
+    ("Adagrad", {"lr": 0.1, "lr_decay": 0.05, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1.0}),
+    ("Adagrad", {"maximize": True, "weight_decay": 0.01}),
+    ("RMSprop", {}),
+    ("RMSprop", {"lr": 1e-3, "alpha": 0.9, "eps": 1e-2, "weight_decay": 0.1, "maximize": True}),
+    ("RMSprop", {"momentum": 0.9, "weight_decay": 0.01}),
+    ("RMSprop", {"centered": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.8, "alpha": 0.95, "weight_decay": 0.01}),
+    ("Adadelta", {}),
+    ("Adadelta", {"lr": 0.5, "rho": 0.95, "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    ("Adam", {}),
+    ("Adam", {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1}),
+    ("Adam", {"amsgrad": True, "weight_decay": 0.01, "maximize": True}),
+    ("Adam", {"betas": (0.0, 0.5)}),
+    ("Adam", {"eps": 0.0}),
+    ("AdamW", {}),
+    ("AdamW", {"lr": 1e-2, "weight_decay": 0.3, "amsgrad": True}),
+    ("AdamW", {"betas": (0.95, 0.98), "weight_decay": 0.1, "maximize": True}),
+    ("NAdam", {}),
+    ("NAdam", {"momentum_decay": 0.1, "betas": (0.95, 0.99), "weight_decay": 0.1, "maximize": True}),
+    ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+)

@@ -1,0 +1,23 @@
+"""The named optimizers against recorded paths of real PyTorch."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from .cases import RECORDED, chain_like
+from .stream import STEPS, assert_same_path, gradients_for, parameters, walk
+
+FILE = pathlib.Path(__file__).with_name("recorded.npz")
+
+
+@pytest.mark.parametrize("index", range(len(RECORDED)), ids=[f"{n}-{a}" for n, a in RECORDED])
+def test_path_is_pytorchs(x64, index):
+    with np.load(FILE) as recorded:
+        name, arguments = json.loads(str(recorded[f"{index}/case"]))
+        theirs = {key: recorded[f"{index}/{key}"] for key in ("wild", "tame", "scalar")}
+    assert [name, arguments] == json.loads(json.dumps(RECORDED[index])), "recorded.npz is out of date: run record.py"
+    ours = walk(chain_like(name, arguments), parameters(), gradients_for(arguments))
+    assert_same_path(ours, theirs)
+    np.testing.assert_array_equal(ours["idle"], np.tile(parameters()["idle"], (STEPS, 1)))

@@ -1,0 +1,44 @@
+"""PyTorch walking along the stream."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def torch_walk(name: str, arguments: Mapping[str, Any], params: Any, grads: Any) -> dict[str, np.ndarray]:
+    """The parameters after every step of `torch.optim.<name>(**arguments)` along the stream, stacked."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # NAdam keeps its product of momenta in the default dtype
+    try:
+        leaves = {key: torch.nn.Parameter(torch.from_numpy(np.array(value))) for key, value in params.items()}
+        optimizer = getattr(torch.optim, name)(leaves.values(), foreach=False, **arguments)
+        path = {key: [] for key in leaves}
+        for step in range(len(grads["tame"])):
+            for key, leaf in leaves.items():
+                leaf.grad = None if grads[key] is None else torch.from_numpy(np.array(grads[key][step]))
+            optimizer.step()
+            for key, leaf in leaves.items():
+                path[key].append(leaf.detach().numpy().copy())
+        return {key: np.stack(values) for key, values in path.items()}
+    finally:
+        torch.set_default_dtype(default)
+
+
+def torch_updates_from_zero(name: str, arguments: Mapping[str, Any], grads: np.ndarray, dtype: Any) -> np.ndarray:
+    """What PyTorch adds to a parameter at every step, taken at 0 each time so that adding does not round it."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        leaf = torch.nn.Parameter(torch.zeros(grads.shape[1:], dtype=dtype))
+        optimizer = getattr(torch.optim, name)([leaf], foreach=False, **arguments)
+        updates = []
+        for g in grads:
+            leaf.data.zero_()
+            leaf.grad = torch.from_numpy(g.copy()).to(dtype)
+            optimizer.step()
+            updates.append(leaf.detach().double().numpy().copy())
+        return np.stack(updates)
+    finally:
+        torch.set_default_dtype(default)
