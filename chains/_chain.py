@@ -72,7 +72,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             True
         """
         old = self._find_one("swap", name)
-        new = flatten("swap", link)
+        new = flatten("Chain.swap", link)
         places = {old.link.place, *(link.place for link in new)}
         if len(old.path) == 1 and len(places) > 1 and None not in places:
             return self._rewrite({old.path: ()}).add(link)
@@ -124,7 +124,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             >>> adam().add(optax.clip_by_global_norm(1.0), before="moment_ratio").links[0]
             clip_by_global_norm(max_norm=1.0)
         """
-        new = flatten("add", link)
+        new = flatten("Chain.add", link)
         if before is not None and after is not None:
             raise ValueError(f"Chain.add: before or after may be given, got both {before!r} and {after!r}")
         if before is not None:

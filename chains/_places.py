@@ -51,19 +51,19 @@ def _check_order(earlier: Link, later: Link) -> None:
     names = _ORDER[before], _ORDER[after]
     if earlier.is_second_moment and names[1] not in ("gradient", "moment"):
         raise ValueError(
-            f"chain: {earlier!r} puts out a second moment, which must be divided by, got {later!r} behind it; use "
+            f"chain: {earlier!r} puts out a second moment, which must be divided by, got {later.name} behind it; use "
             "scale_by_rms, scale_by_rss or scale_by_stddev, or put it into moment_ratio(first, second, eps)"
         )
     if names == ("learning rate", "learning rate"):
         raise ValueError(
-            f"chain: one learning rate is allowed, because each flips the sign of the updates, got {earlier!r} and "
-            f"{later!r}; multiply by optax.scale or optax.scale_by_schedule instead"
+            "chain: one learning rate is allowed, because each flips the sign of the updates, got two of them; "
+            "multiply by optax.scale or optax.scale_by_schedule instead"
         )
     if before <= after or names == ("learning rate", "moment"):
         return
     raise ValueError(
-        f"chain: the order must be {', '.join(_ORDER)}, got {later!r} ({names[1]}) behind {earlier!r} ({names[0]})"
-        + _hint(earlier, later)
+        f"chain: the order must be {', '.join(_ORDER)}, got {later.name} ({names[1]}) behind {earlier.name} "
+        f"({names[0]})" + _hint(earlier, later)
     )
 
 

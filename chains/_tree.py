@@ -47,7 +47,7 @@ def own_text(link: Link, marked: Collection[str] = ()) -> str:
 def tree_text(links: tuple[Link, ...]) -> str:
     """The tree as text, with the places in a column on the right."""
     rows = [(line.branch + line.text, (line.link and line.link.place) or "") for line in lines(links)]
-    width = max((len(text) for text, _ in rows), default=0)
+    width = max((len(text) for text, _ in rows if len(text) <= 88), default=0)  # a long schedule may stick out
     return "\n".join(["chain", *(f"{text:<{width}}  {place}".rstrip() for text, place in rows)])
 
 

@@ -154,8 +154,8 @@ def _check_number(what: str, value: Any, interval: Interval) -> Any:
     else:
         raise TypeError(f"{what} must be {interval}, got {value!r}")
     if number not in interval:
-        rounded = ""
+        rounded, shown = "", repr(number if isinstance(value, jax.Array | np.ndarray) else value)
         if isinstance(value, jax.Array) and jnp.finfo(jnp.result_type(value, jnp.bfloat16)).bits < 32:
             rounded = f" (as {value.dtype}: give hyperparameters in float32, e.g. hyperparam_dtype=jnp.float32)"
-        raise ValueError(f"{what} must be {interval}, got {number!r}{rounded}")
+        raise ValueError(f"{what} must be {interval}, got {shown}{rounded}")
     return value

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._check import is_traced
+from ._describe import closed_over
 
 
 class _Self:
@@ -69,20 +70,12 @@ def _function(function: types.FunctionType, seen: tuple[int, ...]) -> Hashable:
     # A function that can be imported is the one its name says. What a call made, or a notebook, needs looking into.
     if "<" not in function.__qualname__ and function.__module__ != "__main__":
         return ("function", function.__module__, function.__qualname__, function.__code__)
-    closed_over = tuple(identity_of(_contents(cell), seen) for cell in function.__closure__ or ())
     names = _names(function.__code__)
     globals_ = tuple(
         (name, identity_of(function.__globals__[name], seen)) for name in sorted(names & function.__globals__.keys())
     )
     defaults = identity_of((function.__defaults__, function.__kwdefaults__), seen)
-    return ("function", function.__code__, closed_over, globals_, defaults)
-
-
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return "empty cell"
+    return ("function", function.__code__, identity_of(closed_over(function), seen), globals_, defaults)
 
 
 def _names(code: types.CodeType) -> set[str]:

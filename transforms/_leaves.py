@@ -19,7 +19,10 @@ def accumulator_dtype(leaf: Any) -> jnp.dtype:
     """The dtype in which sums over many steps are kept for `leaf`: its own, but never less than float32."""
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"linkax: parameters and gradients must be floating-point or complex, got {dtype}")
+        raise TypeError(
+            f"linkax: parameters and gradients must be floating-point or complex, got a leaf of dtype {dtype}; "
+            "leave it out with optax.masked or optax.partition"
+        )
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 

@@ -7,6 +7,7 @@ hashable, printable and picklable; the factory itself stays as it reads.
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, ParamSpec
 
 import optax
@@ -56,7 +57,8 @@ class Link(optax.GradientTransformationExtraArgs):
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Link":
         self = super().__new__(cls, init, update)
-        self.name, self.hyperparams = describe_transformation(update)
+        self.name, hyperparams = describe_transformation(update)
+        self.hyperparams = MappingProxyType(hyperparams)
         self.place, self.is_second_moment, self._factory, self._defaults = None, False, None, {}
         return self
 
@@ -64,7 +66,7 @@ class Link(optax.GradientTransformationExtraArgs):
     def _identity(self) -> Hashable:
         if self._factory is None:
             return "foreign", identity_of(self.init), identity_of(self.update)
-        return identity_of(inspect.unwrap(self._factory)), identity_of(self.hyperparams)
+        return identity_of(inspect.unwrap(self._factory)), identity_of(dict(self.hyperparams))
 
     def replace(self, **changes: Any) -> "Link":
         """Returns this link rebuilt with some of its hyperparameters changed.
@@ -162,7 +164,7 @@ def link(
             hyperparams = arguments(*args, **kwargs)
             tx = optax.with_extra_args_support(factory(**hyperparams))  # type: ignore[call-arg]
             self = Link(tx.init, tx.update)
-            self.name, self.hyperparams = factory.__name__, hyperparams
+            self.name, self.hyperparams = factory.__name__, MappingProxyType(hyperparams)
             self.place = place(**hyperparams) if callable(place) else place
             self.is_second_moment, self._factory, self._defaults = is_second_moment, build, arguments.defaults
             return self

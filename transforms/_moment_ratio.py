@@ -74,8 +74,8 @@ def moment_ratio(
         for inner in _links(part):
             if inner.place in ("step", "update"):
                 raise ValueError(
-                    f"moment_ratio: {name} must hold links of the places 'gradient' and 'moment', got {inner!r} of the "
-                    f"place {inner.place!r}; put it behind the moment_ratio"
+                    f"moment_ratio: {name} must hold links of the places 'gradient' and 'moment', got {inner.name} of "
+                    f"the place {inner.place!r}; put it behind the moment_ratio"
                 )
     links = _links(second)
     if not any(inner.is_second_moment or inner.place is None for inner in links):

@@ -1,0 +1,220 @@
+"""Every link against its equation, written out in NumPy, for hyperparameters that hypothesis makes up."""
+
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from linkax.transforms import (
+    add_l2_to_grad,
+    bias_correction,
+    decoupled_weight_decay,
+    mean_square,
+    moment_ratio,
+    running_max,
+    scale_by_adadelta,
+    scale_by_inverse_time_decay,
+    scale_by_learning_rate,
+    scale_by_momentum,
+    scale_by_nesterov,
+    scale_by_past_rms,
+    scale_by_rms,
+    scale_by_rss,
+    scale_by_stddev,
+    sum_of_squares,
+    variance,
+)
+
+RNG = np.random.default_rng(3)
+GRADS = RNG.normal(size=(12, 2, 2))
+WEIGHTS = RNG.normal(size=(2, 2))
+
+fraction = st.floats(0, 1)
+proper = st.floats(0, 0.999)
+eps = st.floats(1e-8, 1)
+size = st.floats(0, 2)
+
+
+def momentum(decay, dampening, first_step):
+    mu = np.zeros_like(GRADS[0])
+    for t, g in enumerate(GRADS):
+        mu = g if t == 0 and first_step == "gradient" else decay * mu + (1 - dampening) * g
+        yield mu
+
+
+def nesterov(decay, form, momentum_decay=None):
+    mu, product = np.zeros_like(GRADS[0]), 1.0
+    for t, g in enumerate(GRADS, start=1):
+        mu = decay * mu + (g if form == "accumulated" else (1 - decay) * g)
+        if form == "accumulated":
+            yield g + decay * mu
+        elif form == "averaged":
+            yield (1 - decay) * g + decay * mu
+        else:
+            now, ahead = (
+                decay if momentum_decay is None else decay * (1 - 0.5 * 0.96 ** (s * momentum_decay))
+                for s in (t, t + 1)
+            )
+            product *= now
+            yield (1 - now) / (1 - product) * g + ahead / (1 - product * ahead) * mu
+
+
+def squares(decay):
+    nu = np.zeros_like(GRADS[0])
+    for g in GRADS:
+        nu = decay * nu + (1 - decay) * g**2
+        yield nu
+
+
+def sums(start):
+    total = np.full_like(GRADS[0], start)
+    for g in GRADS:
+        total = total + g**2
+        yield total
+
+
+def variances(decay):
+    mu = np.zeros_like(GRADS[0])
+    for g, nu in zip(GRADS, squares(decay)):
+        mu = decay * mu + (1 - decay) * g
+        yield nu - mu**2
+
+
+def divided(seconds, eps, eps_in_sqrt):
+    for g, v in zip(GRADS, seconds):
+        yield g / np.sqrt(v + eps) if eps_in_sqrt else g / (np.sqrt(v) + eps)
+
+
+def past_rms(inputs, decay, eps):
+    a = np.zeros_like(GRADS[0])
+    for u in inputs:
+        step = np.sqrt(a + eps) * u
+        a = decay * a + (1 - decay) * step**2
+        yield step
+
+
+EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., Any]]] = {
+    "scale_by_momentum": (
+        st.fixed_dictionaries(
+            {"decay": fraction, "dampening": fraction, "first_step": st.sampled_from(["zeros", "gradient"])}
+        ),
+        scale_by_momentum,
+        momentum,
+    ),
+    "scale_by_nesterov": (
+        st.fixed_dictionaries({"decay": fraction, "form": st.sampled_from(["accumulated", "averaged"])}),
+        scale_by_nesterov,
+        nesterov,
+    ),
+    "scale_by_nesterov, corrected": (
+        st.fixed_dictionaries(
+            {"decay": proper, "form": st.just("corrected"), "momentum_decay": st.none() | st.floats(0, 3)}
+        ),
+        scale_by_nesterov,
+        nesterov,
+    ),
+    "mean_square": (st.fixed_dictionaries({"decay": fraction}), mean_square, squares),
+    "sum_of_squares": (st.fixed_dictionaries({"start": size}), lambda start: sum_of_squares(start), sums),
+    # Close to 0 a variance is the difference of equal numbers, and close to 1 an average of nothing.
+    "variance": (st.fixed_dictionaries({"decay": st.floats(0.1, 0.99)}), variance, variances),
+    "running_max": (st.just({}), running_max, lambda: np.maximum.accumulate(np.maximum(GRADS, 0))),
+    "bias_correction": (
+        st.fixed_dictionaries({"decay": proper}),
+        bias_correction,
+        lambda decay: (g / (1 - decay**t) for t, g in enumerate(GRADS, start=1)),
+    ),
+    "scale_by_rms": (
+        st.fixed_dictionaries({"decay": proper, "eps": eps, "eps_in_sqrt": st.booleans()}),
+        scale_by_rms,
+        lambda decay, eps, eps_in_sqrt: divided(squares(decay), eps, eps_in_sqrt),
+    ),
+    "scale_by_rss": (
+        st.fixed_dictionaries({"start": size, "eps": eps, "eps_in_sqrt": st.booleans()}),
+        lambda start, eps, eps_in_sqrt: scale_by_rss(start, eps, eps_in_sqrt),
+        lambda start, eps, eps_in_sqrt: divided(sums(start), eps, eps_in_sqrt),
+    ),
+    "scale_by_stddev": (
+        st.fixed_dictionaries({"decay": st.floats(0.1, 0.99), "eps": eps, "eps_in_sqrt": st.booleans()}),
+        scale_by_stddev,
+        lambda decay, eps, eps_in_sqrt: divided(variances(decay), eps, eps_in_sqrt),
+    ),
+    "moment_ratio": (
+        st.fixed_dictionaries({"b1": proper, "b2": proper, "eps": eps}),
+        lambda b1, b2, eps: moment_ratio(scale_by_momentum(b1, dampening=b1), mean_square(b2), eps),
+        lambda b1, b2, eps: (m / (np.sqrt(v) + eps) for m, v in zip(momentum(b1, b1, "zeros"), squares(b2))),
+    ),
+    "scale_by_past_rms": (
+        st.fixed_dictionaries({"decay": fraction, "eps": eps}),
+        scale_by_past_rms,
+        lambda decay, eps: past_rms(GRADS, decay, eps),
+    ),
+    "scale_by_adadelta": (
+        st.fixed_dictionaries({"rho": fraction, "eps": eps}),
+        scale_by_adadelta,
+        lambda rho, eps: past_rms(divided(squares(rho), eps, True), rho, eps),
+    ),
+    "scale_by_learning_rate": (
+        st.fixed_dictionaries({"learning_rate": size}),
+        scale_by_learning_rate,
+        lambda learning_rate: -learning_rate * GRADS,
+    ),
+    "scale_by_learning_rate, scheduled": (
+        st.fixed_dictionaries({"size": size}),
+        lambda size: scale_by_learning_rate(lambda count: size / (1 + count)),
+        lambda size: (-size / (1 + t) * g for t, g in enumerate(GRADS)),
+    ),
+    "scale_by_inverse_time_decay": (
+        st.fixed_dictionaries({"decay": size}),
+        scale_by_inverse_time_decay,
+        lambda decay: (g / (1 + t * decay) for t, g in enumerate(GRADS)),
+    ),
+    "add_l2_to_grad": (
+        st.fixed_dictionaries({"weight_decay": size}),
+        add_l2_to_grad,
+        lambda weight_decay: GRADS + weight_decay * WEIGHTS,
+    ),
+    "add_l2_to_grad, scheduled": (
+        st.fixed_dictionaries({"size": size}),
+        lambda size: add_l2_to_grad(lambda count: size * count),
+        lambda size: (g + size * t * WEIGHTS for t, g in enumerate(GRADS)),
+    ),
+    "decoupled_weight_decay": (
+        st.fixed_dictionaries({"weight_decay": size}),
+        decoupled_weight_decay,
+        lambda weight_decay: GRADS + weight_decay * WEIGHTS,
+    ),
+    "decoupled_weight_decay, by the schedule only": (
+        st.fixed_dictionaries({"weight_decay": size, "peak": st.floats(0.1, 2)}),
+        lambda weight_decay, peak: decoupled_weight_decay(
+            weight_decay, multiplied_by="schedule", peak_learning_rate=peak
+        ),
+        lambda weight_decay, peak: GRADS + weight_decay / peak * WEIGHTS,
+    ),
+    "decoupled_weight_decay, independent": (
+        st.fixed_dictionaries({"weight_decay": size}),
+        lambda weight_decay: decoupled_weight_decay(weight_decay, multiplied_by="nothing"),
+        lambda weight_decay: GRADS - weight_decay * WEIGHTS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_link_follows_its_equation(x64, name, data):
+    strategy, link, equation = EQUATIONS[name]
+    arguments = data.draw(strategy)
+    tx, weights = link(**arguments), jnp.asarray(WEIGHTS)
+
+    def step(state, g):
+        updates, state = tx.update(g, state, weights)
+        return state, updates
+
+    ours = jax.lax.scan(step, tx.init(weights), jnp.asarray(GRADS))[1]
+    # Twelve steps of float64 roundings; where an equation subtracts, at most a hundredfold cancellation.
+    np.testing.assert_allclose(ours, np.stack(list(equation(**arguments))), rtol=1e-12, atol=1e-14)
