@@ -61,7 +61,9 @@ def test_readme_examples(tmp_path, monkeypatch):
     for block in blocks:
         if ">>>" in block:
             runner = doctest.DocTestRunner()
-            runner.run(doctest.DocTestParser().get_doctest(block, scope, "README", str(README), 0), clear_globs=False)
+            test = doctest.DocTestParser().get_doctest(block, scope, "README", str(README), 0)
+            runner.run(test, clear_globs=False)
+            scope.update(test.globs)
             assert runner.summarize(verbose=False).failed == 0
         else:
             exec(compile(block, str(README), "exec"), scope)

@@ -26,7 +26,7 @@ def accumulator_dtype(leaf: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def accumulators(params: optax.Params, fill: Number = 0.0) -> optax.Params:
+def accumulators(params: Any, fill: Number = 0.0) -> Any:
     """A tree like `params`, of accumulators that all hold `fill` (in both parts, where they are complex)."""
 
     def accumulator(leaf):
@@ -37,7 +37,7 @@ def accumulators(params: optax.Params, fill: Number = 0.0) -> optax.Params:
     return jax.tree.map(accumulator, params)
 
 
-def scalar_dtype(params: optax.Params) -> jnp.dtype:
+def scalar_dtype(params: Any) -> jnp.dtype:
     """The dtype of scalars that serve all of `params`: the widest real accumulator dtype among them."""
     dtypes = [jnp.finfo(accumulator_dtype(leaf)).dtype for leaf in jax.tree.leaves(params)]
     return jnp.result_type(jnp.float32, *dtypes)

@@ -1,5 +1,7 @@
 """Forms of one optimizer that look different and are the same, and known answers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,7 @@ def test_decay_conventions_by_hand(x64):
         "schedule": 1 - rates / peak * decay,
         "nothing": np.full(3, 1 - decay),
     }
+    convention: Any
     for convention, factors in conventions.items():
         peak_argument = {"peak_learning_rate": peak} if convention == "schedule" else {}
         tx = adam(schedule).add(decoupled_weight_decay(decay, multiplied_by=convention, **peak_argument))
@@ -130,7 +133,12 @@ def test_decay_conventions_by_hand(x64):
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.999, 0.999999])
 def test_bias_correction_is_accurate_in_float32(decay):
     tx = bias_correction(decay)
-    _, ours = jax.lax.scan(lambda s, u: tx.update(u, s)[::-1], tx.init(jnp.zeros(())), jnp.ones(1000))
+
+    def step(state, u):
+        updates, state = tx.update(u, state)
+        return state, updates
+
+    _, ours = jax.lax.scan(step, tx.init(jnp.zeros(())), jnp.ones(1000))
     exact = -1 / np.expm1(np.arange(1, 1001) * np.log(np.float64(decay))) if decay else np.ones(1000)
     # Three roundings of float32: of log(decay), of its product with t, and of the quotient; expm1 adds its own.
-    np.testing.assert_allclose(ours, exact, rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(ours, exact, rtol=4 * float(np.finfo(np.float32).eps))

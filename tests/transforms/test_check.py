@@ -120,7 +120,7 @@ def test_numbers_are_kept_as_python_numbers(value):
 
 def test_flags_and_choices():
     with pytest.raises(TypeError, match="^adam: amsgrad must be True or False, got 1$"):
-        linkax.chains.adam(amsgrad=1)
+        linkax.chains.adam(amsgrad=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="^scale_by_momentum: first_step must be 'zeros' or 'gradient', got 'one'$"):
         linkax.transforms.scale_by_momentum(0.9, first_step="one")  # type: ignore[arg-type]
 

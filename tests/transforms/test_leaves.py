@@ -20,6 +20,8 @@ from linkax.transforms._leaves import (
     scalar_dtype,
 )
 
+EPS = float(np.finfo(np.float32).eps)
+
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
@@ -59,14 +61,14 @@ def test_one_minus_power_is_accurate_in_float32(decay, count):
     exact = -np.expm1(count * np.log(np.float64(decay))) if decay else 1.0
     ours = one_minus_power(decay, jnp.int32(count), jnp.dtype(jnp.float32))
     # log(decay) and its product with the count are each rounded once; expm1 is good to two units in the last place.
-    np.testing.assert_allclose(ours, exact, rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(ours, exact, rtol=4 * EPS)
 
 
 @hypothesis.given(decay=st.floats(0, 1 - 2**-16, width=32), count=st.integers(1, 10_000))
 def test_one_minus_power_of_a_traced_decay(decay, count):
     exact = -np.expm1(count * np.log(np.float64(np.float32(decay)))) if decay else 1.0
     ours = jax.jit(one_minus_power, static_argnums=2)(jnp.float32(decay), jnp.int32(count), jnp.dtype(jnp.float32))
-    np.testing.assert_allclose(ours, exact, rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(ours, exact, rtol=4 * EPS)
 
 
 @pytest.mark.parametrize("count", [1, 2, 50])
@@ -90,7 +92,7 @@ def test_safe_sqrt():
 def test_decayed_is_the_product(decay):
     value = jnp.array([0.0, 1.0, -3e30, jnp.inf, -jnp.inf, jnp.nan])
     product = decay * np.asarray(value, np.float64) if decay else np.array([0, 0, 0, np.nan, np.nan, np.nan])
-    np.testing.assert_allclose(decayed(value, decay), product, rtol=2 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(decayed(value, decay), product, rtol=2 * EPS)
 
 
 def test_decayed_does_not_round_the_decay():
