@@ -53,7 +53,7 @@ class Chain(optax.GradientTransformationExtraArgs):
 
         The new link stands where the old one stood if it has the same place, and otherwise goes to its own place:
         swapping `add_l2_to_grad` for `decoupled_weight_decay` moves the decay from the gradient to the step, right
-        before the learning rate.
+        before the learning rate. Nothing carries over from the old link: a mask has to be given to the new one too.
 
         Args:
             name: The name of the link to take out, also one inside a `moment_ratio`. Where several links have that
@@ -147,7 +147,10 @@ class Chain(optax.GradientTransformationExtraArgs):
         found = [part for part in every if f".{part.name}".endswith(f".{name}")]
         if not found:
             names = ", ".join(part.name for part in every) or "none"
-            raise ValueError(f"Chain.{method}: no link is called {name!r}; the links are {names}")
+            raise ValueError(
+                f"Chain.{method}: no link is called {name!r}; the links are {names} (a named optimizer leaves out a link "
+                "whose number is the plain 0)"
+            )
         return found
 
     def _find_one(self, method: str, name: str) -> Part:

@@ -26,8 +26,8 @@ def describe(value: Any) -> str:
     if isinstance(value, float):
         return repr(float(f"{value:.12g}"))  # 1 - 0.9 is shown as 0.1
     if isinstance(value, optax.GradientTransformation):
-        if hasattr(value, "links"):
-            return f"chain({', '.join(map(repr, value.links))})"
+        if (links := getattr(value, "links", None)) is not None:
+            return f"chain({', '.join(map(repr, links))})"
         return repr(value) if hasattr(value, "place") else describe_function(value.update)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(describe, value))}]"
