@@ -148,8 +148,8 @@ class Chain(optax.GradientTransformationExtraArgs):
         if not found:
             names = ", ".join(part.name for part in every) or "none"
             raise ValueError(
-                f"Chain.{method}: no link is called {name!r}; the links are {names} (a named optimizer leaves out a link "
-                "whose number is the plain 0)"
+                f"Chain.{method}: no link is called {name!r}; the links are {names} (a named optimizer leaves out a "
+                "link whose number is the plain 0)"
             )
         return found
 

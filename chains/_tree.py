@@ -60,14 +60,18 @@ _STYLE = {
 
 
 def tree_html(links: tuple[Link, ...]) -> str:
-    """The tree as an HTML table, with the places as coloured tags (colours that everybody can tell apart)."""
+    """The tree as an HTML table, with the places as tags in colours that everybody can tell apart."""
     rows = []
     for line in lines(links):
         place = line.link.place if line.link else None
-        tag = f'<span style="{_STYLE[place]};border-radius:4px;padding:0 6px">{place}</span>' if place else ""
+        tag = (
+            f'<span style="{_STYLE[place]};border-radius:4px;padding:0 6px;font-size:80%">{place}</span>'
+            if place
+            else ""
+        )
         text = html.escape(line.branch).replace(" ", "&nbsp;") + html.escape(line.text)
         rows.append(
-            '<tr><td style="text-align:left;font-family:monospace;white-space:pre;padding:0 1em 0 0">'
-            f'{text}</td><td style="text-align:left;padding:0">{tag}</td></tr>'
+            f'<tr><td style="text-align:right;padding:0 8px 0 0">{tag}</td>'
+            f'<td style="text-align:left;font-family:monospace;white-space:pre;padding:0">{text}</td></tr>'
         )
-    return '<table style="line-height:1.4;border-collapse:collapse">' + "".join(rows) + "</table>"
+    return '<table style="line-height:1.5;border-collapse:collapse">' + "".join(rows) + "</table>"
