@@ -1,5 +1,6 @@
 """The chains: the named optimizers from SGD to AdamW, each one expression of links, and what acts on whole chains."""
 
+from ._ablations import ablations as ablations
 from ._adadelta import adadelta as adadelta
 from ._adagrad import adagrad as adagrad
 from ._adam import adam as adam
@@ -10,3 +11,4 @@ from ._diff import diff as diff
 from ._nadam import nadam as nadam
 from ._rmsprop import rmsprop as rmsprop
 from ._sgd import sgd as sgd
+from ._sweep import sweep as sweep

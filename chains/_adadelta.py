@@ -2,9 +2,15 @@
 
 from typing import Any
 
-import optax
-
-from linkax.transforms import Fraction, NonNegative, Rate, add_l2_to_grad, scale_by_adadelta, scale_by_learning_rate
+from linkax.transforms import (
+    Fraction,
+    NonNegative,
+    Rate,
+    add_l2_to_grad,
+    negate_grad,
+    scale_by_adadelta,
+    scale_by_learning_rate,
+)
 from linkax.transforms._check import checked
 
 from ._chain import Chain, chain
@@ -54,7 +60,7 @@ def adadelta(
         `torch.optim.Adadelta`; Zeiler, "ADADELTA: an adaptive learning rate method", 2012.
     """
     return chain(
-        when(maximize, optax.scale, -1.0),
+        when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         scale_by_adadelta(rho, eps),
         scale_by_learning_rate(learning_rate),

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import optax
-
 from linkax.transforms import (
     NonNegative,
     Rate,
     add_l2_to_grad,
+    negate_grad,
     scale_by_inverse_time_decay,
     scale_by_learning_rate,
     scale_by_rss,
@@ -67,7 +66,7 @@ def adagrad(
         `torch.optim.Adagrad`; Duchi, Hazan and Singer, "Adaptive subgradient methods", 2011.
     """
     return chain(
-        when(maximize, optax.scale, -1.0),
+        when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt),
         when(lr_decay, scale_by_inverse_time_decay, lr_decay),

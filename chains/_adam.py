@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import optax
-
 from linkax.transforms import (
     Link,
     NonNegative,
@@ -13,6 +11,7 @@ from linkax.transforms import (
     bias_correction,
     mean_square,
     moment_ratio,
+    negate_grad,
     running_max,
     scale_by_learning_rate,
     scale_by_momentum,
@@ -90,7 +89,7 @@ def adam(
         "On the convergence of Adam and beyond", 2018.
     """
     return chain(
-        when(maximize, optax.scale, -1.0),
+        when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         adam_ratio(b1, b2, eps, amsgrad),
         scale_by_learning_rate(learning_rate),

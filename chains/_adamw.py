@@ -2,9 +2,14 @@
 
 from typing import Any
 
-import optax
-
-from linkax.transforms import NonNegative, ProperFraction, Rate, decoupled_weight_decay, scale_by_learning_rate
+from linkax.transforms import (
+    NonNegative,
+    ProperFraction,
+    Rate,
+    decoupled_weight_decay,
+    negate_grad,
+    scale_by_learning_rate,
+)
 from linkax.transforms._check import checked
 
 from ._adam import adam_ratio
@@ -67,7 +72,7 @@ def adamw(
         `torch.optim.AdamW`; Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
     """
     return chain(
-        when(maximize, optax.scale, -1.0),
+        when(maximize, negate_grad),
         adam_ratio(b1, b2, eps, amsgrad),
         when(weight_decay, decoupled_weight_decay, weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import optax
-
 from linkax.transforms import (
     NonNegative,
     ProperFraction,
@@ -12,6 +10,7 @@ from linkax.transforms import (
     bias_correction,
     mean_square,
     moment_ratio,
+    negate_grad,
     scale_by_learning_rate,
     scale_by_nesterov,
 )
@@ -70,7 +69,7 @@ def nadam(
         `torch.optim.NAdam`; Dozat, "Incorporating Nesterov momentum into Adam", 2016.
     """
     return chain(
-        when(maximize, optax.scale, -1.0),
+        when(maximize, negate_grad),
         when(0.0 if decoupled_weight_decay else weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         moment_ratio(
             scale_by_nesterov(b1, form="corrected", momentum_decay=momentum_decay),

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import optax
-
 from linkax.transforms import (
     Fraction,
     NonNegative,
     Rate,
     add_l2_to_grad,
+    negate_grad,
     scale_by_learning_rate,
     scale_by_momentum,
     scale_by_rms,
@@ -72,7 +71,7 @@ def rmsprop(
         `torch.optim.RMSprop`; Tieleman and Hinton, Coursera lecture 6.5, 2012.
     """
     return chain(
-        when(maximize, optax.scale, -1.0),
+        when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         (scale_by_stddev if centered else scale_by_rms)(decay, eps, eps_in_sqrt),
         when(momentum, scale_by_momentum, momentum),

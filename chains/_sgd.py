@@ -2,17 +2,16 @@
 
 from typing import Any
 
-import optax
-
 from linkax.transforms import (
     Fraction,
     Rate,
     add_l2_to_grad,
+    negate_grad,
     scale_by_learning_rate,
     scale_by_momentum,
     scale_by_nesterov,
 )
-from linkax.transforms._check import checked, is_traced
+from linkax.transforms._check import checked, known
 
 from ._chain import Chain, chain
 from ._when import when
@@ -64,14 +63,12 @@ def sgd(
     Source:
         `torch.optim.SGD`; Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
     """
-    if nesterov and any(
-        not is_traced(value) and wrong for value, wrong in ((momentum, momentum == 0), (dampening, dampening != 0))
-    ):
+    if nesterov and (known(momentum) == 0 or known(dampening) not in (0, None)):
         raise ValueError(
             f"sgd: nesterov must come with momentum above 0 and no dampening, got {momentum=}, {dampening=}"
         )
     return chain(
-        when(maximize, optax.scale, -1.0),
+        when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         when(nesterov, scale_by_nesterov, momentum),
         when(0.0 if nesterov else momentum, scale_by_momentum, momentum, dampening=dampening, first_step="gradient"),

@@ -29,6 +29,7 @@ from ._moment_ratio import MomentRatioState as MomentRatioState
 from ._moment_ratio import moment_ratio as moment_ratio
 from ._momentum import ScaleByMomentumState as ScaleByMomentumState
 from ._momentum import scale_by_momentum as scale_by_momentum
+from ._negate import negate_grad as negate_grad
 from ._nesterov import ScaleByNesterovState as ScaleByNesterovState
 from ._nesterov import scale_by_nesterov as scale_by_nesterov
 from ._rms import scale_by_rms as scale_by_rms

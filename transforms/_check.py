@@ -69,6 +69,14 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def known(value: Any) -> float | None:
+    """A hyperparameter's value, or `None` while it is traced.
+
+    (Comparing the hyperparameter itself would make a traced value of a JAX array that is known, inside `jax.jit`.)
+    """
+    return None if is_traced(value) else float(value)
+
+
 def is_absent(value: Any) -> bool:
     """Whether a hyperparameter is the plain Python number 0, which leaves its link out of a chain.
 
@@ -142,6 +150,7 @@ def _check_number(what: str, value: Any, interval: Interval) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()  # a Python number follows the precision of what it meets, a NumPy one imposes its own
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = value if type(value) is int else float(value)  # JAX has no arithmetic for fractions
         number = float(value)
     elif isinstance(value, jax.Array | np.ndarray):
         if value.shape != ():

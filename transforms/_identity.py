@@ -5,6 +5,7 @@ Numbers, strings and tuples know it themselves. Arrays are the same when dtype, 
 and globals. All else is the same only as itself.
 """
 
+import dis
 import functools
 import types
 from collections.abc import Hashable
@@ -79,6 +80,7 @@ def _function(function: types.FunctionType, seen: tuple[int, ...]) -> Hashable:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The global names that `code` and the functions defined inside it may read."""
+    """The global names that `code` and the functions defined inside it read."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+    return own.union(*map(_names, inner))

@@ -146,5 +146,6 @@ def _one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
 @_one_minus_power.defjvp
 def _one_minus_power_jvp(primals, tangents):
     (decay, count), (d_decay, _) = primals, tangents
-    # Not through the logarithm, whose derivative at decay = 0 is infinite.
-    return _one_minus_power(decay, count), -count * decay ** (count - 1) * d_decay
+    # Not through the logarithm, whose derivative at decay = 0 is infinite; for the same reason 0⁰ has another base.
+    power = jnp.where(count == 1, 1, decay) ** (count - 1)
+    return _one_minus_power(decay, count), -count * power * d_decay

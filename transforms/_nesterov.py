@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._check import Fraction, NonNegative, is_traced
+from ._check import Fraction, NonNegative, known
 from ._leaves import (
     accumulators,
     complement,
@@ -91,7 +91,7 @@ def scale_by_nesterov(
             f"scale_by_nesterov: momentum_decay is only for form='corrected', got {momentum_decay!r} with {form=}"
         )
 
-    if form == "corrected" and not is_traced(decay) and decay == 1:
+    if form == "corrected" and known(decay) == 1:
         raise ValueError(f"scale_by_nesterov: decay must be below 1 for form='corrected', got {decay!r}")
 
     def init(params):

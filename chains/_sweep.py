@@ -1,0 +1,283 @@
+"""A grid of training runs as one compiled call, and its results as a labelled table."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import optax
+
+from ._sweep_file import Progress, refuse_another
+from ._sweep_points import Points
+
+if TYPE_CHECKING:
+    import xarray
+
+Metrics = Mapping[str, Any]
+Variant = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+
+
+def sweep(
+    run: Callable[..., Metrics],
+    grid: Mapping[str, Sequence[float] | np.ndarray | jax.Array],
+    variants: Mapping[str, Variant] | None = None,
+    *,
+    metric_dims: Mapping[str, Sequence[str]] | None = None,
+    chunk_size: int | None = None,
+    batch_size: int | None = None,
+    file: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> "xarray.Dataset":
+    """Runs a training for every point of a grid, all points in one compiled call, and labels the results.
+
+    The result at (v, a, b, …) is `run` with the chain of variant v and the hyperparameters a, b, …: what a loop over
+    all of them would give, but compiled once for each variant, however many points there are. Points are independent:
+    one that diverges shows NaN or infinity in its own place, and `True` in the variable `diverged`.
+
+    Several devices share the points, and so do several hosts that have called `jax.distributed.initialize` (all of them
+    must call `sweep` alike; all of them get the result).
+
+    Args:
+        run: What to do at a point: a function that JAX can trace, from hyperparameters by name to a dictionary of
+            metrics: numbers, or arrays such as loss curves. With `variants`, its first argument is the chain.
+        grid: The axes by name: numbers (integers for seeds), each at least one and each once.
+        variants: Chains that differ in their links, by name: a chain, such as those of `ablations`, or a function from
+            some of the axes to a chain, such as `lambda learning_rate: adam(learning_rate)`. Functions must all take
+            the same axes. An axis may be taken by the variants, by `run`, or by both.
+        metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; `"loss_0"` and so on for
+            those not given.
+        chunk_size: How many points to run in one call, at least 1: what the progress bar counts and what an
+            interruption can lose. If `None`, a sixteenth of the points on a CPU and all of them on an accelerator, but
+            never more than fit into half of the free memory. The results do not depend on it.
+        batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
+            one after the other is as fast, and all on an accelerator. Compilers round differently for different
+            batches, so results are the same to the last bit only for the same batch size.
+        file: Where to keep the results, as NetCDF. An interrupted sweep that is called again with the same file goes on
+            after the last finished chunk, and a finished one is read.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        An `xarray.Dataset` with the dimensions `variant` (if there are variants) and those of the grid, a variable for
+        each metric and `diverged`; its attributes have the printed chains, the versions and the date.
+
+    Raises:
+        ValueError: If an axis is empty, has a value twice or is taken by nobody, if `run` or a variant asks for
+            something that is no axis, if variants differ in their signatures or metrics, or if `file` holds another
+            sweep. All before anything is compiled.
+        TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
+        ImportError: If xarray or tqdm is missing: `pip install "linkax[sweep]"`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from linkax.chains import adam, sgd, sweep
+        >>> def run(tx, seed):
+        ...     w = jax.random.normal(jax.random.key(seed), (3,))
+        ...     def step(carry, _):
+        ...         w, state = carry
+        ...         updates, state = tx.update(2 * w, state, w)
+        ...         return (optax.apply_updates(w, updates), state), jnp.sum(w**2)
+        ...     (w, _), losses = jax.lax.scan(step, (w, tx.init(w)), length=5)
+        ...     return {"loss": losses, "final": jnp.sum(w**2)}
+        >>> table = sweep(
+        ...     run,
+        ...     {"learning_rate": [0.01, 0.1], "seed": range(3)},
+        ...     {"sgd": lambda learning_rate: sgd(learning_rate), "adam": lambda learning_rate: adam(learning_rate)},
+        ...     metric_dims={"loss": ["step"]},
+        ...     progress=False,
+        ... )
+        >>> dict(table.sizes)
+        {'variant': 2, 'learning_rate': 2, 'seed': 3, 'step': 5}
+        >>> bool((table["final"].sel(variant="sgd", learning_rate=0.1) < table["final"].sel(variant="adam")).all())
+        True
+
+    Source:
+        The Cartesian product that people write as nested loops, under `jax.vmap`.
+    """
+    xarray, tqdm = _extras()
+    axes = _axes(grid)
+    functions = _functions(run, axes, variants)
+    for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(f"sweep: {name} must be a whole number of at least 1 or None, got {count!r}")
+    points = {name: Points(function, axes) for name, function in functions.items()}
+    dims = _dims(points, axes, metric_dims or {})
+    described = _described(points, functions, axes)
+    path = None if file is None else pathlib.Path(file)
+    if path is not None and path.exists():
+        table = xarray.load_dataset(path)
+        refuse_another(str(table.attrs.get("fingerprint")), described["fingerprint"], path)
+        return table
+
+    size = math.prod(len(values) for values in axes.values())
+    found = Progress(points, size, path, described["fingerprint"])
+    with tqdm.tqdm(total=size * len(points), desc="sweep", unit="run", disable=not progress) as bar:
+        bar.update(sum(int(done.sum()) for done in found.done.values()))
+        for name, runs in points.items():
+            bar.set_postfix_str(name)
+            for indices, metrics in runs.run(np.flatnonzero(~found.done[name]), chunk_size, batch_size):
+                found.add(name, indices, metrics)
+                bar.update(len(indices))
+    table = _table(xarray, found, axes, dims, described, has_variants=variants is not None)
+    if path is not None and jax.process_index() == 0:
+        table.to_netcdf(path)
+    found.forget_file()
+    return table
+
+
+class _Function:
+    """`run` with the chain of one variant, as a function of a point; it remembers the chain it built last."""
+
+    def __init__(self, run: Callable[..., Metrics], variant: Variant | None, run_takes: list[str], takes: list[str]):
+        self._run, self._variant, self._run_takes, self._takes = run, variant, run_takes, takes
+        self.chain = ""
+
+    def __call__(self, point: dict[str, jax.Array]) -> Metrics:
+        rest = {name: point[name] for name in self._run_takes}
+        if self._variant is None:
+            return self._run(**rest)
+        tx = self._variant
+        if not isinstance(tx, optax.GradientTransformation):
+            tx = tx(**{name: point[name] for name in self._takes})
+            if not isinstance(tx, optax.GradientTransformation):
+                raise TypeError(f"sweep: a variant must be or return a chain, got {tx!r}")
+        self.chain = repr(tx)
+        return self._run(tx, **rest)
+
+
+def _extras() -> tuple[Any, Any]:
+    try:
+        import tqdm
+        import xarray
+    except ImportError as error:
+        raise ImportError(f'sweep: {error.name} is missing; run pip install "linkax[sweep]"') from error
+    return xarray, tqdm
+
+
+def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    if not isinstance(grid, Mapping) or not grid:
+        raise ValueError(f"sweep: grid must be a dictionary with at least one axis, got {grid!r}")
+    axes = {}
+    for name, values in grid.items():
+        try:
+            axis = np.asarray(values if hasattr(values, "__array__") else list(values))
+        except TypeError:
+            raise TypeError(f"sweep: axis {name!r} must be a sequence of numbers, got {values!r}") from None
+        if axis.ndim != 1 or axis.size == 0:
+            raise ValueError(f"sweep: axis {name!r} must have one dimension and at least one value, got {values!r}")
+        if axis.dtype.kind not in "bif":
+            raise TypeError(f"sweep: axis {name!r} must be numeric, got {values!r}")
+        if len(np.unique(axis)) < len(axis):
+            raise ValueError(f"sweep: axis {name!r} must have every value once, got {values!r}")
+        axes[name] = axis.astype(jax.dtypes.canonicalize_dtype(axis.dtype))
+    return axes
+
+
+def _functions(
+    run: Callable[..., Metrics], axes: Mapping[str, np.ndarray], variants: Mapping[str, Variant] | None
+) -> dict[str, _Function]:
+    if variants is not None and not variants:
+        raise ValueError(f"sweep: variants must be None or have at least one chain, got {variants!r}")
+    run_takes = _parameters("run", run, axes, skip=0 if variants is None else 1)
+    takes = {
+        name: []
+        if isinstance(variant, optax.GradientTransformation)
+        else _parameters(f"variant {name!r}", variant, axes)
+        for name, variant in (variants or {}).items()
+    }
+    if len({tuple(sorted(names)) for names in takes.values()}) > 1:
+        lists = "; ".join(f"{name!r}: {', '.join(names) or 'none'}" for name, names in takes.items())
+        raise ValueError(f"sweep: variants must all take the same axes, got {lists}")
+    idle = axes.keys() - set(run_takes) - set(*list(takes.values())[:1])
+    if idle:
+        raise ValueError(
+            f"sweep: every axis must be taken by run or the variants, got {sorted(idle)} that nobody takes"
+        )
+    if variants is None:
+        return {"": _Function(run, None, run_takes, [])}
+    return {name: _Function(run, variant, run_takes, takes[name]) for name, variant in variants.items()}
+
+
+def _parameters(what: str, function: Any, axes: Mapping[str, Any], skip: int = 0) -> list[str]:
+    """The axes that a function takes, from its signature; the first `skip` parameters are not axes."""
+    if not callable(function):
+        raise TypeError(f"sweep: {what} must be a chain or a function, got {function!r}")
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return list(axes)
+    unknown = [p.name for p in parameters if p.name not in axes and p.default is p.empty]
+    if unknown:
+        raise ValueError(f"sweep: {what} asks for {', '.join(unknown)}; the axes are {', '.join(axes)}")
+    return [parameter.name for parameter in parameters if parameter.name in axes]
+
+
+def _dims(
+    points: Mapping[str, Points], axes: Mapping[str, Any], metric_dims: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """The names of every metric's own dimensions."""
+    first_name, first = next(iter(points.items()))
+    for name, other in points.items():
+        if other.metrics != first.metrics:
+            raise ValueError(
+                f"sweep: variants must give the same metrics, got {first.metrics} from {first_name!r} and "
+                f"{other.metrics} from {name!r}"
+            )
+    if taken := first.metrics.keys() & {*axes, "variant", "diverged"}:
+        raise ValueError(f"sweep: a metric must not be called like an axis, variant or diverged, got {sorted(taken)}")
+    if unknown := metric_dims.keys() - first.metrics.keys():
+        raise ValueError(
+            f"sweep: metric_dims must name metrics, got {sorted(unknown)}; run returns {list(first.metrics)}"
+        )
+    dims = {}
+    for name, like in first.metrics.items():
+        dims[name] = list(metric_dims.get(name, [f"{name}_{i}" for i in range(len(like.shape))]))
+        if len(dims[name]) != len(like.shape):
+            raise ValueError(f"sweep: metric_dims of {name!r} must name {len(like.shape)} dimensions, got {dims[name]}")
+    return dims
+
+
+def _described(
+    points: Mapping[str, Points], functions: Mapping[str, _Function], axes: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """The attributes that say where the results come from."""
+    identity = [
+        {name: [str(axis.dtype), axis.tolist()] for name, axis in axes.items()},
+        {name: runs.fingerprint for name, runs in points.items()},
+    ]
+    versions = {f"{name}_version": importlib.metadata.version(name) for name in ("linkax", "jax", "jaxlib", "optax")}
+    chains = {f"chain {name!r}": function.chain for name, function in functions.items() if function.chain}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        **versions,
+        **chains,
+    }
+
+
+def _table(
+    xarray: Any,
+    found: Progress,
+    axes: Mapping[str, np.ndarray],
+    dims: Mapping[str, list[str]],
+    attributes: Mapping[str, str],
+    *,
+    has_variants: bool,
+) -> "xarray.Dataset":
+    shape = [len(values) for values in axes.values()]
+    variables, diverged = {}, np.zeros((len(found.values), *shape), bool)
+    for metric, own_dims in dims.items():
+        stacked = np.stack([values[metric] for values in found.values.values()])
+        stacked = stacked.reshape(len(stacked), *shape, *stacked.shape[2:])
+        variables[metric] = (["variant", *axes, *own_dims], stacked)
+        diverged |= ~np.isfinite(stacked).all(axis=tuple(range(1 + len(shape), stacked.ndim)))
+    variables["diverged"] = (["variant", *axes], diverged)
+    table = xarray.Dataset(variables, {"variant": list(found.values), **axes}, attributes)
+    return table if has_variants else table.isel(variant=0, drop=True)

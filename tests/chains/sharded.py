@@ -1,0 +1,65 @@
+"""Steps every optimizer on eight devices and prints what came of it as JSON; started by test_under_jax.py."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from .optimizers import OPTIMIZERS, Optimizer
+
+SPECS = {"w": PartitionSpec("x", "y"), "b": PartitionSpec("y"), "whole": PartitionSpec()}
+
+
+def lies_like(tree, params) -> bool:
+    """Whether every leaf of `tree` that has the shape of a parameter has its sharding."""
+    shardings = {p.shape: p.sharding for p in params.values()}
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim > 0]
+    return all(leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim) for leaf in leaves)
+
+
+def place(tree, kind: AxisType):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    return mesh, {name: jax.device_put(tree[name], NamedSharding(mesh, SPECS[name])) for name in tree}
+
+
+def results(optimizer: Optimizer) -> dict[str, bool | float]:
+    key = jax.random.key(0)
+    shapes = {"w": (8, 4), "b": (6,), "whole": (3,)}
+    params = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+    tx = optimizer()
+    traces = []
+
+    @jax.jit
+    def step(params, state):
+        traces.append(None)
+        gradients = jax.tree.map(jnp.sin, params)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, updates
+
+    _, sharded = place(params, AxisType.Auto)
+    state = tx.init(sharded)
+    # The second step may trace again, because JAX has put the step counts on the mesh by then; later ones may not.
+    after, after_state, updates = step(*step(sharded, state)[:2])
+    traces_after_two = len(traces)
+    step(after, after_state)
+    traces_after_three = len(traces)
+    expected, _, _ = step(*step(params, tx.init(params))[:2])
+    mesh, explicit = place(params, AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        explicit_state = jax.jit(tx.init)(explicit)
+    return {
+        "eager_init": lies_like(state, sharded),
+        "jitted_init_explicit": lies_like(explicit_state, explicit),
+        "update": lies_like(updates, sharded),
+        "step_keeps_sharding": lies_like((after, after_state), sharded),
+        "step_traces_no_more": traces_after_three == traces_after_two,
+        "difference": max(float(np.abs(np.asarray(after[name]) - np.asarray(expected[name])).max()) for name in params),
+    }
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    print(json.dumps({optimizer.name: results(optimizer) for optimizer in OPTIMIZERS}))

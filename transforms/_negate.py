@@ -1,0 +1,36 @@
+"""The gradient with its sign turned around: what makes a minimiser a maximiser.
+
+−g_t
+"""
+
+import optax
+
+from ._leaves import like, map_updates, wide
+from ._link import link
+
+
+@link("gradient")
+def negate_grad() -> optax.GradientTransformation:
+    """Negates the gradient, so that the optimizer climbs.
+
+    g ← −g, before weight decay, which still shrinks the weights. It is what `maximize=True` puts in front.
+
+    Returns:
+        A link at the place `"gradient"` without state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import negate_grad
+        >>> link = negate_grad()
+        >>> print(link.update(jnp.float32(3.0), link.init(jnp.float32(0)))[0])
+        -3.0
+
+    Source:
+        `torch.optim.SGD`, argument `maximize`.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        return map_updates(lambda g: like(-wide(g), g), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
