@@ -130,22 +130,12 @@ def _safe_sqrt_jvp(primals, tangents):
 
 
 def one_minus_power(decay: Number, count: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """1 − decay^count for count ≥ 1, without the cancellation of the plain form when decay is close to 1."""
-    count = count.astype(dtype)
-    if isinstance(decay, jax.Array):
-        return _one_minus_power(decay.astype(dtype), count)
-    log_decay = math.log(decay) if decay > 0 else -math.inf  # in float64; −inf: 0^count = 0
-    return -jnp.expm1(count * log_decay)
-
-
-@jax.custom_jvp
-def _one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
-    return -jnp.expm1(count * jnp.log1p(decay - 1))  # decay − 1 is exact in [1/2, 1], where it matters
-
-
-@_one_minus_power.defjvp
-def _one_minus_power_jvp(primals, tangents):
-    (decay, count), (d_decay, _) = primals, tangents
-    # Not through the logarithm, whose derivative at decay = 0 is infinite; for the same reason 0⁰ has another base.
-    power = jnp.where(count == 1, 1, decay) ** (count - 1)
-    return _one_minus_power(decay, count), -count * power * d_decay
+    """1 − decay^count for integers count ≥ 1, without the cancellation of the plain form when decay is close to 1."""
+    if not isinstance(decay, jax.Array):
+        log_decay = math.log(decay) if decay > 0 else -math.inf  # in float64; −inf: 0^count = 0
+        return -jnp.expm1(count.astype(dtype) * log_decay)
+    decay = decay.astype(dtype)
+    # At 0 the logarithm's derivatives are infinite, so the plain form stands in there, and 1 for what is not taken.
+    positive = jnp.where(decay > 0, decay, 1)
+    log_decay = jnp.log1p(positive - 1)  # positive − 1 is exact in [1/2, 1], where it matters
+    return jnp.where(decay > 0, -jnp.expm1(count.astype(dtype) * log_decay), 1 - decay**count)
