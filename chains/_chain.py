@@ -51,7 +51,8 @@ class Chain(optax.GradientTransformationExtraArgs):
     def swap(self, name: str, link: optax.GradientTransformation) -> "Chain":
         """Returns the chain with one link replaced by another.
 
-        The new link stands where the old one stood if it has the same place, and otherwise goes to its own place:
+        The new link stands where the old one stood if it has the same place (or one of the two is an Optax
+        transformation, whose place is unknown), and otherwise goes to its own place:
         swapping `add_l2_to_grad` for `decoupled_weight_decay` moves the decay from the gradient to the step, right
         before the learning rate. Nothing carries over from the old link: a mask has to be given to the new one too.
 
@@ -72,7 +73,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             True
         """
         old = self._find_one("swap", name)
-        new = flatten("Chain.swap", link)
+        new = flatten("Chain.swap: link", link)
         places = {old.link.place, *(link.place for link in new)}
         if len(old.path) == 1 and len(places) > 1 and None not in places:
             return self._rewrite({old.path: ()}).add(link)
@@ -124,7 +125,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             >>> adam().add(optax.clip_by_global_norm(1.0), before="moment_ratio").links[0]
             clip_by_global_norm(max_norm=1.0)
         """
-        new = flatten("Chain.add", link)
+        new = flatten("Chain.add: link", link)
         if before is not None and after is not None:
             raise ValueError(f"Chain.add: before or after may be given, got both {before!r} and {after!r}")
         if before is not None:
@@ -194,7 +195,7 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     Raises:
         TypeError: If an argument is not a gradient transformation.
         ValueError: If a link stands where it cannot mean what it is called: weight decay on the wrong side of the
-            moments or of the learning rate, or a second moment that nothing divides by.
+            moments or of the learning rate, a second learning rate, or a second moment in front of the learning rate.
 
     Differences:
         The states of nested chains are one flat tuple here, nested ones in Optax.
@@ -212,7 +213,7 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     Source:
         `optax.chain`.
     """
-    flat = flatten("chain", *links)
+    flat = flatten("chain: an argument", *links)
     check_places(flat)
     tx = optax.chain(*flat) if flat else optax.with_extra_args_support(optax.identity())
     self = Chain(tx.init, tx.update)

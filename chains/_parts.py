@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from linkax.transforms import Link
+from linkax.transforms._link import links_of
 
 Path = tuple[int | str, ...]
 """Where a link stands: its index in the chain, then by turns the argument it is inside of and its index there."""
@@ -20,19 +21,8 @@ class Part(NamedTuple):
 
 
 def flatten(where: str, *transformations: Any) -> tuple[Link, ...]:
-    """The links that transformations consist of: a chain's, a link itself, any other one seen as a foreign link."""
-    flat: list[Link] = []
-    for tx in transformations:
-        if isinstance(tx, Link):
-            flat.append(tx)
-        elif hasattr(tx, "links"):
-            flat.extend(tx.links)
-        elif isinstance(tx, optax.GradientTransformation):
-            flat.append(Link(tx.init, optax.with_extra_args_support(tx).update))
-        else:
-            hint = f"; call it: {tx.__name__}(...)" if hasattr(tx, "__name__") else ""
-            raise TypeError(f"{where}: a link must be an optax.GradientTransformation, got {tx!r}{hint}")
-    return tuple(flat)
+    """The links that all the transformations consist of, in order; `where` begins an error's message."""
+    return tuple(link for tx in transformations for link in links_of(where, tx))
 
 
 def inside(link: Link) -> dict[str, tuple[Link, ...]]:

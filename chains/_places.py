@@ -11,7 +11,7 @@ _ORDER = ("gradient", "moment", "step", "learning rate", "update")
 
 def rank(link: Link) -> int | None:
     """The position of a link's place in the order, or `None` for a foreign link, which may stand anywhere."""
-    if link.name == "scale_by_learning_rate":
+    if link.name == "scale_by_learning_rate" and link.place == "step":
         return _ORDER.index("learning rate")
     return None if link.place is None else _ORDER.index(link.place)
 

@@ -9,6 +9,7 @@ tracing have no value yet, so they pass.
 import dataclasses
 import functools
 import inspect
+import math
 import numbers
 import types
 from collections.abc import Callable
@@ -135,7 +136,7 @@ def _check_one(what: str, value: Any, hint: Any) -> Any:
             raise TypeError(f"{what} must be True or False, got {value!r}")
         return bool(value)
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
+        if not isinstance(value, str) or value not in get_args(hint):
             allowed = " or ".join(map(repr, get_args(hint)))
             raise ValueError(f"{what} must be {allowed}, got {value!r}")
         return value
@@ -150,8 +151,10 @@ def _check_number(what: str, value: Any, interval: Interval) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()  # a Python number follows the precision of what it meets, a NumPy one imposes its own
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        value = value if type(value) is int else float(value)  # JAX has no arithmetic for fractions
-        number = float(value)
+        try:
+            value = number = float(value)  # JAX has no arithmetic for fractions, and 1 and 1.0 are to be the same
+        except OverflowError:
+            number = math.inf
     elif isinstance(value, jax.Array | np.ndarray):
         if value.shape != ():
             raise ValueError(f"{what} must be {interval}, got an array of shape {value.shape}")

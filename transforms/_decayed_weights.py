@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from ._check import Number, Schedule
-from ._leaves import increment, like, map_updates, scalar, wide
+from ._leaves import at_step, increment, like, map_updates, scalar, wide
 
 
 class WeightDecayState(NamedTuple):
@@ -29,7 +29,7 @@ def add_decayed_weights(
     def update(updates, state, params=None):
         if params is None:
             raise ValueError(f"{where}: params must be given to update, because the weights decay; got None")
-        strength = weight_decay(state.count) if callable(weight_decay) else weight_decay
+        strength = at_step(weight_decay, state.count)
         selected = _selected(where, mask, params)
 
         def add(u, w, select):

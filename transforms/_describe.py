@@ -31,10 +31,10 @@ def describe(value: Any) -> str:
         return repr(value) if hasattr(value, "place") else describe_function(value.update)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(describe, value))}]"
-    if isinstance(value, dict):
-        text = repr(value)
-        return text if len(text) <= 40 else f"<dict of {len(jax.tree.leaves(value))} leaves>"
-    return describe_function(value) if callable(value) else repr(value)
+    if callable(value):
+        return describe_function(value)
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"<{type(value).__name__}>"
 
 
 def describe_function(function: Callable) -> str:

@@ -1,8 +1,9 @@
 """When two hyperparameters are the same, so that links built alike compare and hash alike.
 
-Numbers, strings and tuples know it themselves. Arrays are the same when dtype, shape and bytes are; functions
-(schedules, masks, Optax's transformations) when they run the same code on the same closed-over values, defaults
-and globals. All else is the same only as itself.
+A chain may be the key of a compilation cache, so "the same" has to be safe rather than clever: a function made by a
+call (Optax's schedules, a lambda) is the same as another if both run the same code on the same plain values. As soon
+as it reaches anything that could change without the function changing (an object, a class, a module of the user's), it
+is only the same as itself.
 """
 
 import dis
@@ -14,9 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ._check import is_traced
 from ._describe import closed_over
+
+_STEADY_MODULES = ("jax", "jaxlib", "numpy", "optax", "math", "operator", "functools", "builtins", "flax", "linkax")
+_LARGEST_ARRAY = 2**16  # bytes; a larger array counts as an object rather than be copied into a key
+
+
+class _Unsure(Exception):
+    """Something may change without the function that reaches it changing."""
 
 
 class _Self:
@@ -32,51 +41,73 @@ class _Self:
         return id(self.value)
 
 
-def identity_of(value: Any, _seen: tuple[int, ...] = ()) -> Hashable:
-    """Returns something hashable that is equal for two values exactly when they mean the same."""
-    if id(value) in _seen:  # a function that closes over itself
+def identity_of(value: Any) -> Hashable:
+    """Returns something hashable that is equal for two values only if they mean the same."""
+    if isinstance(value, dict):
+        return ("dict", frozenset((key, identity_of(item)) for key, item in value.items()))
+    try:
+        return _identity(value, ())
+    except _Unsure:
+        return _Self(value)
+
+
+def _identity(value: Any, seen: tuple[int, ...]) -> Hashable:
+    if id(value) in seen:  # a function that closes over itself
         return "recursion"
-    seen = (*_seen, id(value))
+    seen = (*seen, id(value))
+    if value is None or isinstance(value, str | bytes | bool | int | float | complex | np.generic | np.dtype):
+        return (type(value).__name__, value)
     if is_traced(value):
         return _Self(value)
     if isinstance(value, jax.Array | np.ndarray):
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            return _Self(value)
-        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            value = jax.random.key_data(value)
-        array = np.asarray(value)
-        return ("array", str(array.dtype), array.shape, array.tobytes())
+        return _array(value)
     if isinstance(value, types.FunctionType):
         return _function(value, seen)
-    if isinstance(value, types.MethodType):
-        return ("method", identity_of(value.__func__, seen), identity_of(value.__self__, seen))
     if isinstance(value, functools.partial):
-        return ("partial", *(identity_of(part, seen) for part in (value.func, value.args, value.keywords)))
-    if isinstance(value, tuple) and type(value).__hash__ not in (tuple.__hash__, None):
-        return value  # a link or a chain: it defines its own equality
+        return ("partial", *(_identity(part, seen) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, dict):
-        return ("dict", frozenset((key, identity_of(item, seen)) for key, item in value.items()))
+        return ("dict", frozenset((_identity(key, seen), _identity(item, seen)) for key, item in value.items()))
+    if isinstance(value, optax.GradientTransformation) and hasattr(value, "_identity"):
+        return value  # a link or a chain: it defines its own equality
     if isinstance(value, list | tuple):
-        return (type(value).__name__, *(identity_of(item, seen) for item in value))
-    if isinstance(value, types.ModuleType | type):
-        return value
-    try:
-        hash(value)
-    except TypeError:
+        return (type(value).__name__, *(_identity(item, seen) for item in value))
+    if _is_steady(value):
         return _Self(value)
-    return (type(value).__name__, value) if isinstance(value, bool) else value
+    raise _Unsure
+
+
+def _array(array: Any) -> Hashable:
+    if isinstance(array, jax.Array):
+        if array.is_deleted() or not array.is_fully_addressable:
+            raise _Unsure
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+    if array.nbytes > _LARGEST_ARRAY:
+        raise _Unsure
+    plain = np.asarray(array)
+    return ("array", str(plain.dtype), plain.shape, plain.tobytes())
+
+
+def _is_steady(value: Any) -> bool:
+    """Whether a module, class or compiled function belongs to a library whose names do not change."""
+    module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    kind = isinstance(value, types.ModuleType | type | types.BuiltinFunctionType | np.ufunc | jnp.ufunc) or (
+        type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and callable(value)
+    )
+    return kind and isinstance(module, str) and module.partition(".")[0] in _STEADY_MODULES
 
 
 def _function(function: types.FunctionType, seen: tuple[int, ...]) -> Hashable:
-    # A function that can be imported is the one its name says. What a call made, or a notebook, needs looking into.
-    if "<" not in function.__qualname__ and function.__module__ != "__main__":
-        return ("function", function.__module__, function.__qualname__, function.__code__)
+    if (function.__module__ or "").partition(".")[0] in _STEADY_MODULES and "<locals>" not in function.__qualname__:
+        return _Self(function)
+    if function.__closure__ is None and "<" not in function.__qualname__:
+        return _Self(function)  # it has a name; after a reload, or run again in a notebook, it is another one
+    if vars(function).keys() - {"__wrapped__"}:
+        raise _Unsure
     names = _names(function.__code__)
-    globals_ = tuple(
-        (name, identity_of(function.__globals__[name], seen)) for name in sorted(names & function.__globals__.keys())
-    )
-    defaults = identity_of((function.__defaults__, function.__kwdefaults__), seen)
-    return ("function", function.__code__, identity_of(closed_over(function), seen), globals_, defaults)
+    globals_ = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    reached = (closed_over(function), globals_, function.__defaults__, function.__kwdefaults__)
+    return ("function", function.__code__, *(_identity(values, seen) for values in reached))
 
 
 def _names(code: types.CodeType) -> set[str]:

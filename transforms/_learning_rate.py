@@ -3,9 +3,12 @@
 −α_t · u_t
 """
 
+import functools
+
 import optax
 
 from ._check import Rate
+from ._leaves import at_step
 from ._link import link
 from ._precision import at_least_float32
 
@@ -21,7 +24,8 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
         learning_rate: α ≥ 0, or a schedule of it (a function of the step count, from 0), such as Optax's.
 
     Returns:
-        A link at the place `"step"`, the last of that place.
+        A link at the place `"step"`, the last of that place; its state is Optax's: empty, or with a schedule
+        `ScaleByScheduleState(count)`.
 
     Raises:
         ValueError: If a number is negative or not finite.
@@ -38,4 +42,5 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     Source:
         `optax.scale_by_learning_rate`.
     """
-    return at_least_float32(optax.scale_by_learning_rate(learning_rate))
+    rate = functools.partial(at_step, learning_rate) if callable(learning_rate) else learning_rate
+    return at_least_float32(optax.scale_by_learning_rate(rate))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._check import Number
+from ._check import Number, Schedule
 
 
 def accumulator_dtype(leaf: Any) -> jnp.dtype:
@@ -84,15 +84,27 @@ def increment(count: jax.Array) -> jax.Array:
     return jnp.asarray(optax.safe_increment(count))
 
 
+def at_step(value: Number | Schedule, count: Any) -> Number:
+    """A hyperparameter at a step; a schedule is given the widest integer, or Optax's compute in float32 even in x64."""
+    return value(count.astype(jax.dtypes.canonicalize_dtype(jnp.int64))) if callable(value) else value
+
+
 def map_updates(fn: Callable[..., Any], updates: optax.Updates, *trees: Any) -> Any:
     """Maps `fn` over the leaves of `updates`; where there is no gradient (`None`) the result is `None`."""
     return jax.tree.map(lambda u, *rest: None if u is None else fn(u, *rest), updates, *trees, is_leaf=_is_none)
 
 
 def map_state(fn: Callable[..., Any], updates: optax.Updates, state: Any, *trees: Any) -> Any:
-    """Maps `fn` over the leaves of `updates` and `state`; where there is no gradient the state stays as it is."""
+    """Maps `fn` over the leaves of `updates` and `state`; where there is no gradient the state stays as it is.
+
+    The state keeps its dtype, also where a gradient is wider than its parameter.
+    """
     return jax.tree.map(
-        lambda u, s, *rest: s if u is None else fn(u, s, *rest), updates, state, *trees, is_leaf=_is_none
+        lambda u, s, *rest: s if u is None else fn(u, s, *rest).astype(s.dtype),
+        updates,
+        state,
+        *trees,
+        is_leaf=_is_none,
     )
 
 

@@ -5,10 +5,9 @@ hashable, printable and picklable; the factory itself stays as it reads.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, get_args
 
 import optax
 
@@ -53,20 +52,22 @@ class Link(optax.GradientTransformationExtraArgs):
     place: Place | None
     is_second_moment: bool
     _factory: Callable[..., "Link"] | None
+    _written: Callable[..., optax.GradientTransformation] | None  # the factory as it was written, undecorated
     _defaults: Mapping[str, Any]
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Link":
         self = super().__new__(cls, init, update)
         self.name, hyperparams = describe_transformation(update)
         self.hyperparams = MappingProxyType(hyperparams)
-        self.place, self.is_second_moment, self._factory, self._defaults = None, False, None, {}
+        self.place, self.is_second_moment = None, False
+        self._factory, self._written, self._defaults = None, None, {}
         return self
 
     @functools.cached_property
     def _identity(self) -> Hashable:
         if self._factory is None:
             return "foreign", identity_of(self.init), identity_of(self.update)
-        return identity_of(inspect.unwrap(self._factory)), identity_of(dict(self.hyperparams))
+        return identity_of(self._written), identity_of(dict(self.hyperparams))
 
     def replace(self, **changes: Any) -> "Link":
         """Returns this link rebuilt with some of its hyperparameters changed.
@@ -120,6 +121,17 @@ class Link(optax.GradientTransformationExtraArgs):
         return _build, (self._factory, dict(self.hyperparams))
 
 
+def links_of(where: str, tx: Any) -> tuple[Link, ...]:
+    """The links that a transformation consists of: a chain's, a link itself, any other one seen as a foreign link."""
+    if isinstance(tx, Link):
+        return (tx,)
+    if isinstance(tx, optax.GradientTransformation):
+        foreign = Link(tx.init, optax.with_extra_args_support(tx).update)
+        return getattr(tx, "links", (foreign,))
+    hint = f"; call it: {tx.__name__}(...)" if hasattr(tx, "__name__") else ""
+    raise TypeError(f"{where} must be a link, a chain or an Optax transformation, got {tx!r}{hint}")
+
+
 def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
     return factory(**hyperparams)
 
@@ -130,7 +142,8 @@ def link(
     """Makes a function that returns an Optax gradient transformation into a factory of links.
 
     The factory's name becomes the link's name and its arguments the link's hyperparameters. Arguments annotated
-    with `NonNegative`, `Fraction`, `ProperFraction`, `Rate`, `bool` or a `Literal` are checked on every call.
+    with `NonNegative`, `Positive`, `Fraction`, `ProperFraction`, `Rate`, `bool` or a `Literal` are checked on every
+    call.
 
     Args:
         place: Where the link acts: `"gradient"` (before any moment sees the gradient), `"moment"`, `"step"` (on the
@@ -141,6 +154,9 @@ def link(
 
     Returns:
         A decorator.
+
+    Raises:
+        ValueError: If `place` is none of the four.
 
     Example:
         >>> import jax, optax
@@ -156,6 +172,9 @@ def link(
         ValueError: scale_gradient: factor must be a number in [0, inf) or a schedule, got -1.0
     """
 
+    if not callable(place) and place not in get_args(Place):
+        raise ValueError(f"link: place must be one of {', '.join(get_args(Place))}, got {place!r}")
+
     def decorate(factory: Callable[_P, optax.GradientTransformation]) -> Callable[_P, Link]:
         arguments = Arguments(factory)
 
@@ -166,7 +185,8 @@ def link(
             self = Link(tx.init, tx.update)
             self.name, self.hyperparams = factory.__name__, MappingProxyType(hyperparams)
             self.place = place(**hyperparams) if callable(place) else place
-            self.is_second_moment, self._factory, self._defaults = is_second_moment, build, arguments.defaults
+            self.is_second_moment = is_second_moment
+            self._factory, self._written, self._defaults = build, factory, arguments.defaults
             return self
 
         return build

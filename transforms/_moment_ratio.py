@@ -9,7 +9,7 @@ import optax
 
 from ._check import NonNegative
 from ._leaves import map_updates, on_reals, safe_sqrt, scalar
-from ._link import Link, link
+from ._link import link, links_of
 from ._precision import at_least_float32
 
 
@@ -40,7 +40,8 @@ def moment_ratio(
 
     Args:
         first: A link, a chain, or any Optax transformation: the numerator m.
-        second: The same for V, which must not be negative: one of `mean_square`, `sum_of_squares` and `variance` in it.
+        second: The same for V, which must not be negative: one of `mean_square`, `sum_of_squares` and `variance` in it,
+            or an Optax transformation, which is trusted.
         eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. With ε = 0, an element whose gradients have all
             been exactly 0 becomes 0/0 = NaN, as in PyTorch.
         eps_in_sqrt: Whether ε is added under the root (most textbooks, TensorFlow's RMSprop) or to it (PyTorch).
@@ -69,24 +70,20 @@ def moment_ratio(
         The frame m/√V is the one of Reddi et al., 2018, table 1.
     """
     for name, part in (("first", first), ("second", second)):
-        if not isinstance(part, optax.GradientTransformation):
-            raise TypeError(f"moment_ratio: {name} must be a link, a chain or an Optax transformation, got {part!r}")
-        for inner in _links(part):
+        for inner in links_of(f"moment_ratio: {name}", part):
             if inner.place in ("step", "update"):
                 raise ValueError(
                     f"moment_ratio: {name} must hold links of the places 'gradient' and 'moment', got {inner.name} of "
                     f"the place {inner.place!r}; put it behind the moment_ratio"
                 )
-    links = _links(second)
+    links = links_of("moment_ratio: second", second)
     if not any(inner.is_second_moment or inner.place is None for inner in links):
         raise ValueError(
             "moment_ratio: second must contain mean_square, sum_of_squares or variance, because its root divides, "
             f"got {list(links)!r}; without a second moment, use first alone"
         )
-    if any(inner.is_second_moment for inner in _links(first)):
-        raise ValueError(
-            f"moment_ratio: first must not contain a second moment, got {list(_links(first))!r}; it belongs in second"
-        )
+    if any(inner.is_second_moment for inner in links_of("moment_ratio: first", first)):
+        raise ValueError(f"moment_ratio: first must not contain a second moment, got {first!r}; it belongs in second")
     first, second = optax.with_extra_args_support(first), optax.with_extra_args_support(second)
 
     @on_reals
@@ -103,10 +100,3 @@ def moment_ratio(
         return map_updates(ratio, m, v), MomentRatioState(first_state, second_state)
 
     return at_least_float32(optax.GradientTransformationExtraArgs(init, update))
-
-
-def _links(part: optax.GradientTransformation) -> tuple[Link, ...]:
-    """The links that `part` consists of: a chain's, the link itself, or a foreign transformation seen as one."""
-    if isinstance(part, Link):
-        return (part,)
-    return getattr(part, "links", (Link(part.init, optax.with_extra_args_support(part).update),))

@@ -110,7 +110,7 @@ def scale_by_nesterov(
         del params
         count = increment(state.count)
         dtype = state.correction.dtype
-        rest_now, rest_next = rest(count, dtype), rest(count + 1, dtype)
+        rest_now, rest_next = rest(count, dtype), rest(increment(count), dtype)
         # 1 − Π μ = (1 − Π) + Π (1 − μ): only positive terms, where 1 − Π itself would cancel.
         now = state.correction + (1 - state.correction) * rest_now
         ahead = now + (1 - now) * rest_next

@@ -2,7 +2,10 @@
 
 import copy
 import functools
+import importlib
 import pickle
+import sys
+import types
 
 import chex
 import cloudpickle
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from linkax.chains import Chain, adam, adamw, chain, rmsprop, sgd
 from linkax.transforms import (
     add_l2_to_grad,
+    bias_correction,
     link,
     matrices_only,
     scale_by_learning_rate,
@@ -113,10 +117,100 @@ def test_schedules_of_one_shape_and_different_code_differ():
     assert sgd(_decays) != sgd(_power_schedule(-1))
 
 
-def test_a_schedule_that_is_a_method_goes_with_its_object():
+def test_a_schedule_that_is_a_method_is_only_the_same_as_itself():
     a, b = _Decays(), _Decays()
-    assert sgd(a.rate) == sgd(a.rate)
+    rate, tx = a.rate, sgd(a.rate)
+    assert tx == tx.add(bias_correction(0.9)).drop("bias_correction")
+    assert sgd(rate) == sgd(rate)
     assert sgd(a.rate) != sgd(b.rate)
+
+
+# What could change without the function changing: equality would keep a compiled step that has become wrong.
+
+
+def _times(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def scaled(count):
+            return factor * function(count)
+
+        return scaled
+
+    return decorate
+
+
+def test_a_wrapped_function_is_not_the_one_it_wraps():
+    assert sgd(_times(1e-3)(_decays)) == sgd(_times(1e-3)(_decays))
+    assert sgd(_times(1e-3)(_decays)) != sgd(_times(0.5)(_decays))
+    assert sgd(_times(1.0)(_decays)) != sgd(_decays)
+
+
+@pytest.mark.parametrize("holder", [types.SimpleNamespace(rate=1e-3), type("Holder", (), {"rate": 1e-3})])
+def test_functions_that_read_an_object_are_only_the_same_as_themselves(holder):
+    def schedule():
+        return lambda count: holder.rate
+
+    one = schedule()
+    assert sgd(one) == sgd(one)
+    assert sgd(schedule()) != sgd(schedule())
+
+
+def test_a_step_sees_what_a_schedule_reads_now():
+    settings = types.SimpleNamespace(rate=1e-3)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(tx):
+        return tx.update(jnp.ones(()), tx.init(jnp.ones(())))[0]
+
+    assert step(sgd(lambda count: settings.rate)) == jnp.float32(-1e-3)
+    settings.rate = 0.5
+    assert step(sgd(lambda count: settings.rate)) == -0.5
+
+
+def test_a_reloaded_module_is_another_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = tmp_path / "reloaded_settings.py"
+    path.write_text("RATE = 1e-3\ndef rate(count):\n    return RATE\n")
+    module = importlib.import_module("reloaded_settings")
+    before = sgd(module.rate)
+    path.write_text("RATE = 0.5000\ndef rate(count):\n    return RATE\n")
+    assert before != sgd(importlib.reload(module).rate)
+
+
+def test_a_global_that_changed_makes_another_function():
+    source = compile("lambda count: RATE", "<cell>", "eval")
+    one, two = (sgd(eval(source, {"RATE": rate})) for rate in (1e-3, 0.5))
+    assert one != two
+    assert one == sgd(eval(source, {"RATE": 1e-3, "unrelated": 3}))
+
+
+def test_integers_and_floats_in_closures_differ():
+    def power(base):
+        return lambda count: base**count
+
+    assert sgd(power(2)) != sgd(power(2.0))
+    assert sgd(power(2)) == sgd(power(2))
+
+
+def test_a_deleted_or_large_array_does_not_hinder():
+    array = jnp.ones(3)
+    array.delete()
+    assert hash(sgd(lambda count: array)) != 0
+    large = np.zeros(100_000)
+    assert sgd(lambda count: large) != sgd(lambda count: large)
+
+
+def test_links_of_differently_decorated_factories_differ():
+    def make(factor):
+        @link("gradient")
+        def scale() -> optax.GradientTransformation:
+            return optax.scale(factor)
+
+        return scale
+
+    assert make(2.0)() == make(2.0)()
+    assert make(2.0)() != make(3.0)()
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,15 @@ writes tests/conformance/recorded.npz: for every case its path, PyTorch's float3
 """
 
 import json
-import pathlib
 
 import numpy as np
 import torch
 import tqdm
 
 from .cases import RECORDED
-from .float32 import CASES, relative_error, stream
+from .float32 import CASES, FILE, relative_error, stream
 from .stream import gradients_for, parameters
 from .torch_reference import torch_updates_from_zero, torch_walk
-
-FILE = pathlib.Path(__file__).with_name("recorded.npz")
 
 
 def main() -> None:

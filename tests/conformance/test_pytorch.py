@@ -17,7 +17,9 @@ def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
 
 maybe_decay = st.one_of(st.just(0.0), log_uniform(-4, -0.5))
 eps = log_uniform(-12, 0)
-betas = st.tuples(st.floats(0, 0.9999), st.floats(0, 0.9999))
+# Below β2 = 1/2 the second moment forgets within a step: a small g + λ w after a large one is then divided by its own
+# size, and whatever the cancellation in that sum has left of its digits is all there is.
+betas = st.tuples(st.floats(0, 0.9999), st.floats(0.5, 0.9999))
 common = {"weight_decay": maybe_decay, "maximize": st.booleans()}
 # lr · weight_decay stays below 1, or the decay itself would make the parameters explode, and their errors with them.
 learning_rate = log_uniform(-5, 0)

@@ -1,15 +1,13 @@
 """The named optimizers against recorded paths of real PyTorch."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
 
 from .cases import RECORDED, chain_like
+from .float32 import FILE
 from .stream import STEPS, assert_same_path, gradients_for, parameters, walk
-
-FILE = pathlib.Path(__file__).with_name("recorded.npz")
 
 
 @pytest.mark.parametrize("index", range(len(RECORDED)), ids=[f"{n}-{a}" for n, a in RECORDED])

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from linkax.chains import adamw
 from linkax.transforms import add_l2_to_grad, decoupled_weight_decay, matrices_only
 
 PARAMS = {
@@ -64,6 +65,17 @@ def test_parameters_are_needed(factory):
     tx = factory(0.1)
     with pytest.raises(ValueError, match=f"^{factory.__name__}: params must be given to update"):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_a_mask_that_is_taken_for_a_schedule_says_so():
+    """`optax.inject_hyperparams` calls every function with the step count, unless it is told not to."""
+    params = {"w": jnp.ones((2, 2))}
+    injected = optax.inject_hyperparams(adamw)(0.1, weight_decay_mask=matrices_only)
+    with pytest.raises(TypeError, match="^matrices_only: params must be a tree of parameters.*static_args"):
+        injected.init(params)
+    told = optax.inject_hyperparams(adamw, static_args="weight_decay_mask")(0.1, weight_decay_mask=matrices_only)
+    updates, _ = told.update(jax.tree.map(jnp.zeros_like, params), told.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.1 * 1e-2, rtol=1e-6)  # float32
 
 
 def test_a_mask_with_leaves_without_gradients():
