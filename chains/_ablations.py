@@ -1,8 +1,7 @@
 """All the chains one step away from a given one."""
 
+import itertools
 from collections.abc import Iterator, Mapping
-
-import optax
 
 from linkax.transforms import (
     Link,
@@ -43,7 +42,7 @@ def ablations(tx: Chain) -> dict[str, Chain]:
         tx: A chain.
 
     Returns:
-        The chains by readable names, such as `"without bias_correction"`; `tx` itself is not among them.
+        The chains by readable names, such as `"without bias_correction"`, each once; `tx` itself is not among them.
 
     Raises:
         TypeError: If `tx` is not a chain.
@@ -75,20 +74,33 @@ def ablations(tx: Chain) -> dict[str, Chain]:
     if len(corrections) > 1:
         steps.append(("without bias_correction", corrections))
     steps += [step for part in every for step in _swapped(part, every)]
-    found = {name: chain(*rewrite(tx.links, changes, chain)) for name, changes in steps}
-    for part in every:
-        if len(part.path) == 1 and part.link.name in _OTHER_DECAY:
-            other = _OTHER_DECAY[part.link.name](part.link.hyperparams["weight_decay"], part.link.hyperparams["mask"])
-            found[f"{other.name} for {part.name}"] = chain(*rewrite(tx.links, {part.path: ()}, chain)).add(other)
+    steps += [step for part in every for step in _other_decay(part)]
+    found: dict[str, Chain] = {}
+    for name, changes, *added in steps:
+        try:
+            new = chain(*rewrite(tx.links, changes, chain))
+            for link in added:
+                new = new.add(link)
+        except ValueError:  # makes no sense here, such as a moment_ratio whose foreign second moment is left out
+            continue
+        if new != tx and new not in found.values():
+            found[_free(name, found)] = new
     return found
 
 
-_Step = tuple[str, Mapping[Path, tuple[Link, ...]]]
+_Step = tuple[str, Mapping[Path, tuple[Link, ...]]] | tuple[str, Mapping[Path, tuple[Link, ...]], Link]
+"""A name, what to put where, and possibly a link to add in its own place."""
+
+
+def _free(name: str, taken: Mapping[str, Chain]) -> str:
+    """The name, with a number behind it if links of one name have made it ambiguous."""
+    numbered = (name if count == 1 else f"{name} ({count})" for count in itertools.count(1))
+    return next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _without(part: Part, every: list[Part]) -> Iterator[_Step]:
     """Leaves one link out, with what makes no sense without it."""
-    if part.link.name in _SIGNS or part.link.name == "moment_ratio":
+    if part.link.name in (*_SIGNS, "moment_ratio", "identity"):
         return
     if part.link.is_second_moment:
         ratio = next(other for other in every if other.path == part.path[:-2])
@@ -106,13 +118,19 @@ def _swapped(part: Part, every: list[Part]) -> Iterator[_Step]:
         yield "with running_max", {part.path: (link, running_max())}
     if link.name in _SECOND_MOMENT_OF:
         second = chain(_SECOND_MOMENT_OF[link.name](given["decay"]), running_max())
-        ratio = moment_ratio(optax.identity(), second, given["eps"], given["eps_in_sqrt"])
+        ratio = moment_ratio(chain(), second, given["eps"], given["eps_in_sqrt"])
         yield "with running_max", {part.path: (ratio,)}
     if "eps_in_sqrt" in given:
         where = "outside" if given["eps_in_sqrt"] else "in"
         yield f"eps {where} the root", {part.path: (link.replace(eps_in_sqrt=not given["eps_in_sqrt"]),)}
     if link.name == "scale_by_momentum":
         yield from _nesterov(part, every)
+
+
+def _other_decay(part: Part) -> Iterator[_Step]:
+    if len(part.path) == 1 and part.link.name in _OTHER_DECAY:
+        other = _OTHER_DECAY[part.link.name](part.link.hyperparams["weight_decay"], part.link.hyperparams["mask"])
+        yield f"{other.name} for {part.name}", {part.path: ()}, other
 
 
 def _nesterov(part: Part, every: list[Part]) -> Iterator[_Step]:

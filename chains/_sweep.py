@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from ._sweep_file import Progress, refuse_another
+from ._sweep_file import Progress, check_shared, refuse_another
 from ._sweep_points import Points
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, Any]
 Variant = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+_OWN_NAMES = ("variant", "diverged")
 
 
 def sweep(
@@ -54,14 +55,15 @@ def sweep(
             the same axes. An axis may be taken by the variants, by `run`, or by both.
         metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; `"loss_0"` and so on for
             those not given.
-        chunk_size: How many points to run in one call, at least 1: what the progress bar counts and what an
-            interruption can lose. If `None`, a sixteenth of the points on a CPU and all of them on an accelerator, but
-            never more than fit into half of the free memory. The results do not depend on it.
+        chunk_size: How many points to run in one call, at least 1, rounded up to whole batches on all devices: what the
+            progress bar counts and what an interruption can lose. If `None`, a sixteenth of the points on a CPU and
+            all of them on an accelerator, but never more than fit into half of the free memory. The results do not
+            depend on it.
         batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
             one after the other is as fast, and all on an accelerator. Compilers round differently for different
             batches, so results are the same to the last bit only for the same batch size.
         file: Where to keep the results, as NetCDF. An interrupted sweep that is called again with the same file goes on
-            after the last finished chunk, and a finished one is read.
+            after the last finished chunk, and a finished one is read. Several hosts need one that all of them see.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -70,10 +72,10 @@ def sweep(
 
     Raises:
         ValueError: If an axis is empty, has a value twice or is taken by nobody, if `run` or a variant asks for
-            something that is no axis, if variants differ in their signatures or metrics, or if `file` holds another
-            sweep. All before anything is compiled.
+            something that is no axis, if variants differ in their signatures or metrics, if names collide, or if `file`
+            holds another sweep. All before anything is compiled.
         TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
-        ImportError: If xarray or tqdm is missing: `pip install "linkax[sweep]"`.
+        ImportError: If xarray, h5netcdf, psutil or tqdm is missing: `pip install "linkax[sweep]"`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -107,14 +109,21 @@ def sweep(
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise ValueError(f"sweep: {name} must be a whole number of at least 1 or None, got {count!r}")
+    path = None if file is None else pathlib.Path(file)
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
     points = {name: Points(function, axes) for name, function in functions.items()}
     dims = _dims(points, axes, metric_dims or {})
-    described = _described(points, functions, axes)
-    path = None if file is None else pathlib.Path(file)
-    if path is not None and path.exists():
-        table = xarray.load_dataset(path)
-        refuse_another(str(table.attrs.get("fingerprint")), described["fingerprint"], path)
-        return table
+    described = _described(points, functions, axes, dims)
+    if path is not None:
+        names = {*axes, *dims}.union(*dims.values())
+        if slashed := sorted(name for name in names if "/" in name):
+            raise ValueError(f"sweep: names must be without '/', which NetCDF has another use for, got {slashed}")
+        check_shared(path)
+        if path.exists():
+            table = xarray.load_dataset(path, engine="h5netcdf")
+            refuse_another(str(table.attrs.get("fingerprint")), described["fingerprint"], path)
+            return table
 
     size = math.prod(len(values) for values in axes.values())
     found = Progress(points, size, path, described["fingerprint"])
@@ -126,9 +135,7 @@ def sweep(
                 found.add(name, indices, metrics)
                 bar.update(len(indices))
     table = _table(xarray, found, axes, dims, described, has_variants=variants is not None)
-    if path is not None and jax.process_index() == 0:
-        table.to_netcdf(path)
-    found.forget_file()
+    found.finish(lambda new: table.to_netcdf(new, engine="h5netcdf"))
     return table
 
 
@@ -154,6 +161,8 @@ class _Function:
 
 def _extras() -> tuple[Any, Any]:
     try:
+        import h5netcdf  # noqa: F401  (for the files, and psutil for the free memory: better missed now than later)
+        import psutil  # noqa: F401
         import tqdm
         import xarray
     except ImportError as error:
@@ -166,17 +175,23 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise ValueError(f"sweep: grid must be a dictionary with at least one axis, got {grid!r}")
     axes = {}
     for name, values in grid.items():
+        if name in _OWN_NAMES:
+            raise ValueError(f"sweep: an axis must not be called {' or '.join(_OWN_NAMES)}, got {name!r}")
         try:
             axis = np.asarray(values if hasattr(values, "__array__") else list(values))
-        except TypeError:
+        except (TypeError, ValueError):  # no sequence, or sequences of several lengths
             raise TypeError(f"sweep: axis {name!r} must be a sequence of numbers, got {values!r}") from None
         if axis.ndim != 1 or axis.size == 0:
             raise ValueError(f"sweep: axis {name!r} must have one dimension and at least one value, got {values!r}")
-        if axis.dtype.kind not in "bif":
+        if axis.dtype.kind not in "biuf":
             raise TypeError(f"sweep: axis {name!r} must be numeric, got {values!r}")
-        if len(np.unique(axis)) < len(axis):
-            raise ValueError(f"sweep: axis {name!r} must have every value once, got {values!r}")
-        axes[name] = axis.astype(jax.dtypes.canonicalize_dtype(axis.dtype))
+        dtype = np.dtype(np.float32) if axis.dtype == np.float16 else jax.dtypes.canonicalize_dtype(axis.dtype)
+        with np.errstate(over="ignore"):
+            axes[name] = axis.astype(dtype)
+        if not np.allclose(axes[name], axis, rtol=1e-6, atol=1e-37, equal_nan=True):
+            raise ValueError(f"sweep: axis {name!r} must fit into {dtype}, got {values!r}; or enable jax_enable_x64")
+        if len(np.unique(axes[name])) < len(axis):
+            raise ValueError(f"sweep: axis {name!r} must have every value once (as {dtype}), got {values!r}")
     return axes
 
 
@@ -229,27 +244,41 @@ def _dims(
                 f"sweep: variants must give the same metrics, got {first.metrics} from {first_name!r} and "
                 f"{other.metrics} from {name!r}"
             )
-    if taken := first.metrics.keys() & {*axes, "variant", "diverged"}:
+    if taken := first.metrics.keys() & {*axes, *_OWN_NAMES}:
         raise ValueError(f"sweep: a metric must not be called like an axis, variant or diverged, got {sorted(taken)}")
     if unknown := metric_dims.keys() - first.metrics.keys():
         raise ValueError(
             f"sweep: metric_dims must name metrics, got {sorted(unknown)}; run returns {list(first.metrics)}"
         )
-    dims = {}
+    dims: dict[str, list[str]] = {}
+    lengths: dict[str, int] = {}
     for name, like in first.metrics.items():
         dims[name] = list(metric_dims.get(name, [f"{name}_{i}" for i in range(len(like.shape))]))
         if len(dims[name]) != len(like.shape):
             raise ValueError(f"sweep: metric_dims of {name!r} must name {len(like.shape)} dimensions, got {dims[name]}")
+        if len(set(dims[name])) < len(dims[name]) or {*dims[name]} & {*axes, *_OWN_NAMES, *first.metrics}:
+            raise ValueError(
+                f"sweep: metric_dims of {name!r} must have names of their own, each once, got {dims[name]}"
+            )
+        for dim, length in zip(dims[name], like.shape):
+            if lengths.setdefault(dim, length) != length:
+                raise ValueError(
+                    f"sweep: metric_dims must give one name to one length, got {dim!r} for {lengths[dim]} and {length}"
+                )
     return dims
 
 
 def _described(
-    points: Mapping[str, Points], functions: Mapping[str, _Function], axes: Mapping[str, np.ndarray]
+    points: Mapping[str, Points],
+    functions: Mapping[str, _Function],
+    axes: Mapping[str, np.ndarray],
+    dims: Mapping[str, list[str]],
 ) -> dict[str, str]:
     """The attributes that say where the results come from."""
     identity = [
         {name: [str(axis.dtype), axis.tolist()] for name, axis in axes.items()},
         {name: runs.fingerprint for name, runs in points.items()},
+        dims,
     ]
     versions = {f"{name}_version": importlib.metadata.version(name) for name in ("linkax", "jax", "jaxlib", "optax")}
     chains = {f"chain {name!r}": function.chain for name, function in functions.items() if function.chain}

@@ -1,10 +1,11 @@
 """What a sweep has found so far, kept in a file so that it can go on after an interruption."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ._sweep_points import Points
 
@@ -16,6 +17,7 @@ class Progress:
     """
 
     def __init__(self, variants: Mapping[str, Points], size: int, file: pathlib.Path | None, fingerprint: str):
+        self._file = file
         self._partial = None if file is None else file.with_name(file.name + ".partial")
         self._fingerprint = fingerprint
         self.done = {name: np.zeros(size, bool) for name in variants}
@@ -25,6 +27,8 @@ class Progress:
         }
         if self._partial is not None and self._partial.exists():
             self._load(self._partial)
+        if file is not None:
+            multihost_utils.sync_global_devices("sweep: the file is read")
 
     def add(self, variant: str, indices: np.ndarray, metrics: Mapping[str, np.ndarray]) -> None:
         """Takes in the metrics of some points and writes all to the file."""
@@ -32,12 +36,16 @@ class Progress:
             self.values[variant][metric][indices] = values
         self.done[variant][indices] = True
         if self._partial is not None and jax.process_index() == 0:
-            self._save(self._partial)
+            _replace(self._partial, self._save)
 
-    def forget_file(self) -> None:
-        """Removes the file, once the results are kept elsewhere."""
-        if self._partial is not None and jax.process_index() == 0:
+    def finish(self, write: Callable[[pathlib.Path], object]) -> None:
+        """Writes the file itself, with `write`, and removes the one beside it."""
+        if self._file is None or self._partial is None:
+            return
+        if jax.process_index() == 0:
+            _replace(self._file, write)
             self._partial.unlink(missing_ok=True)
+        multihost_utils.sync_global_devices("sweep: the file is written")
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {}
@@ -46,17 +54,29 @@ class Progress:
             arrays.update({f"{at}/metrics/{metric}": values for metric, values in self.values[name].items()})
         return arrays
 
-    def _save(self, partial: pathlib.Path) -> None:
-        new = partial.with_name(partial.name + ".new")  # replaced in one go: an interruption leaves the old one whole
+    def _save(self, new: pathlib.Path) -> None:
         with new.open("wb") as stream:
             np.savez(stream, allow_pickle=False, fingerprint=np.array(self._fingerprint), **self._arrays())
-        new.replace(partial)
 
     def _load(self, partial: pathlib.Path) -> None:
         with np.load(partial) as saved:
             refuse_another(str(saved["fingerprint"]), self._fingerprint, partial)
             for key, array in self._arrays().items():
                 array[...] = saved[key]
+
+
+def _replace(file: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+    """Writes a file in one go: an interruption leaves the old one whole."""
+    new = file.with_name(file.name + ".new")
+    write(new)
+    new.replace(file)
+
+
+def check_shared(file: pathlib.Path) -> None:
+    """Raises if some hosts see a file that others do not; no host goes on before all have looked."""
+    seen = multihost_utils.process_allgather(np.array([file.exists(), file.with_name(file.name + ".partial").exists()]))
+    if (seen != seen[0]).any():
+        raise ValueError(f"sweep: file must be one that all hosts see, got {str(file)!r}, which only some of them do")
 
 
 def refuse_another(found: str, expected: str, file: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Which link of AdamW matters on this task? Every chain one link away from it trains, and the differences are ranked.
 
-Run it with `python examples/which_link_matters.py` after `pip install "linkax[examples,sweep]"`: under a minute on two cores.
+Run it with `python examples/which_link_matters.py` after `pip install "linkax[examples,sweep]"`: under a minute on two
+CPU cores.
 
 A small network learns scikit-learn's handwritten digits, a fifth of whose training labels is drawn at random so that
 there is something to overfit to. `ablations` gives the chains, `sweep` trains all of them from the same seeds, and
