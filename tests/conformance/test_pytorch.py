@@ -1,11 +1,12 @@
 """The named optimizers against the installed PyTorch, for hyperparameters that hypothesis makes up."""
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from .cases import chain_like
-from .stream import assert_same_path, gradients_for, parameters, walk
+from .stream import assert_same_path, gradients, gradients_for, parameters, walk
 
 pytest.importorskip("torch", reason="compares with the installed PyTorch; test_recorded.py does without")
 
@@ -84,3 +85,67 @@ def test_path_is_pytorchs(x64, case, data):
     grads = gradients_for(arguments)
     theirs = torch_walk(name, arguments, parameters(), grads)
     assert_same_path(walk(chain_like(name, arguments), parameters(), grads), theirs)
+
+
+COMPLEX = [
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    ("Adagrad", {"lr": 0.1, "initial_accumulator_value": 0.5}),
+    ("RMSprop", {"momentum": 0.9}),
+    ("RMSprop", {"centered": True}),
+    ("Adadelta", {"weight_decay": 0.1}),
+    ("Adam", {"weight_decay": 0.1}),
+    ("Adam", {"amsgrad": True, "maximize": True}),
+    ("AdamW", {"amsgrad": True}),
+    ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), COMPLEX)
+def test_complex_path_is_pytorchs(x64, name, arguments):
+    """Both take the same numbers for the gradient; that JAX's own are the conjugates of PyTorch's is another matter."""
+    from .torch_reference import torch_walk
+
+    tame, wild = gradients()["tame"], gradients()["wild"]
+    params, grads = {"tame": np.array([1.0 - 2.0j, 0.5j, -1.0])}, {"tame": tame + 1j * wild[:, 1, :]}
+    ours, theirs = walk(chain_like(name, arguments), params, grads), torch_walk(name, arguments, params, grads)
+    for part in (np.real, np.imag):
+        assert_same_path({"tame": part(ours["tame"])}, {"tame": part(theirs["tame"])})
+
+
+REFUSED = [
+    ("SGD", {"lr": -1.0}),
+    ("SGD", {"momentum": -0.1}),
+    ("SGD", {"weight_decay": -0.1}),
+    ("SGD", {"nesterov": True}),
+    ("SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+    ("Adagrad", {"lr": -1.0}),
+    ("Adagrad", {"lr_decay": -0.1}),
+    ("Adagrad", {"initial_accumulator_value": -0.1}),
+    ("Adagrad", {"eps": -1e-8}),
+    ("Adagrad", {"weight_decay": -0.1}),
+    ("RMSprop", {"alpha": -0.1}),
+    ("RMSprop", {"momentum": -0.1}),
+    ("RMSprop", {"eps": -1e-8}),
+    ("Adadelta", {"rho": 1.5}),
+    ("Adadelta", {"rho": -0.1}),
+    ("Adadelta", {"eps": -1e-8}),
+    ("Adam", {"betas": (1.0, 0.9)}),
+    ("Adam", {"betas": (0.9, -0.1)}),
+    ("Adam", {"eps": -1e-8}),
+    ("Adam", {"lr": float("nan")}),
+    ("AdamW", {"betas": (0.9, 1.0)}),
+    ("AdamW", {"weight_decay": -0.1}),
+    ("NAdam", {"momentum_decay": -0.1}),
+    ("NAdam", {"betas": (1.5, 0.9)}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), REFUSED)
+def test_what_pytorch_refuses_is_refused(name, arguments):
+    import torch
+
+    with pytest.raises(ValueError, match="Invalid|requires"):
+        getattr(torch.optim, name)([torch.nn.Parameter(torch.zeros(()))], **arguments)
+    with pytest.raises(ValueError, match=" must "):
+        chain_like(name, arguments)
