@@ -1,4 +1,4 @@
-"""Running one function at many points: traced once, compiled once, and shared out over devices and hosts."""
+"""Running one function at many points: traced once, compiled once a device, and shared out over devices and hosts."""
 
 import hashlib
 import math
