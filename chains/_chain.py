@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import optax
 
 from linkax.transforms import Link
+from linkax.transforms._link import remember
 
 from ._parts import Part, Path, flatten, parts, rewrite
 from ._places import check_places, own_index
@@ -43,7 +44,9 @@ class Chain(optax.GradientTransformationExtraArgs):
     links: tuple[Link, ...]
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Chain":
-        # What a tree map over the tuple calls; the links are no longer known then, so it counts as one foreign link.
+        known = getattr(update, "_linkax", None)
+        if isinstance(known, cls) and known.init is init:  # a tree map took a chain apart and puts it together again
+            return known
         self = super().__new__(cls, init, update)
         self.links = (Link(init, update),)
         return self
@@ -218,4 +221,5 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     tx = optax.chain(*flat) if flat else optax.with_extra_args_support(optax.identity())
     self = Chain(tx.init, tx.update)
     self.links = flat
+    remember(self)
     return self

@@ -20,7 +20,19 @@ import optax
 from ._check import is_traced
 from ._describe import closed_over
 
-_STEADY_MODULES = ("jax", "jaxlib", "numpy", "optax", "math", "operator", "functools", "builtins", "flax", "linkax")
+_STEADY_MODULES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "optax",
+    "chex",
+    "math",
+    "operator",
+    "functools",
+    "builtins",
+    "flax",
+    "linkax",
+)
 _LARGEST_ARRAY = 2**16  # bytes; a larger array counts as an object rather than be copied into a key
 
 
@@ -62,7 +74,7 @@ def _identity(value: Any, seen: tuple[int, ...]) -> Hashable:
     if isinstance(value, jax.Array | np.ndarray):
         return _array(value)
     if isinstance(value, types.FunctionType):
-        return _function(value, seen)
+        return vars(value).get("_linkax") or _function(value, seen)
     if isinstance(value, functools.partial):
         return ("partial", *(_identity(part, seen) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, dict):
@@ -90,8 +102,10 @@ def _array(array: Any) -> Hashable:
 
 def _is_steady(value: Any) -> bool:
     """Whether a module, class or compiled function belongs to a library whose names do not change."""
+    if isinstance(value, np.ufunc):  # nothing about it can change, and older NumPy does not say where it is from
+        return True
     module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    kind = isinstance(value, types.ModuleType | type | types.BuiltinFunctionType | np.ufunc | jnp.ufunc) or (
+    kind = isinstance(value, types.ModuleType | type | types.BuiltinFunctionType | jnp.ufunc) or (
         type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and callable(value)
     )
     return kind and isinstance(module, str) and module.partition(".")[0] in _STEADY_MODULES

@@ -56,6 +56,9 @@ class Link(optax.GradientTransformationExtraArgs):
     _defaults: Mapping[str, Any]
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Link":
+        known = getattr(update, "_linkax", None)
+        if isinstance(known, cls) and known.init is init:  # a tree map took a link apart and puts it together again
+            return known
         self = super().__new__(cls, init, update)
         self.name, hyperparams = describe_transformation(update)
         self.hyperparams = MappingProxyType(hyperparams)
@@ -121,6 +124,23 @@ class Link(optax.GradientTransformationExtraArgs):
         return _build, (self._factory, dict(self.hyperparams))
 
 
+def remember(tx: optax.GradientTransformationExtraArgs) -> None:
+    """Lets the update function of a link or chain know it, so that it is found again where only the functions are left.
+
+    To JAX a named tuple is a tree; `jax.tree.map`, and Flax's `nnx.split` and `nnx.merge`, rebuild it from its leaves.
+    """
+    vars(tx.update)["_linkax"] = tx
+
+
+def _own(update: optax.TransformUpdateExtraArgsFn) -> optax.TransformUpdateExtraArgsFn:
+    """The same update as a function of its own, which only one link has."""
+
+    def call(updates, state, params=None, **extra_args):
+        return update(updates, state, params, **extra_args)
+
+    return call
+
+
 def links_of(where: str, tx: Any) -> tuple[Link, ...]:
     """The links that a transformation consists of: a chain's, a link itself, any other one seen as a foreign link."""
     if isinstance(tx, Link):
@@ -182,11 +202,12 @@ def link(
         def build(*args: _P.args, **kwargs: _P.kwargs) -> Link:
             hyperparams = arguments(*args, **kwargs)
             tx = optax.with_extra_args_support(factory(**hyperparams))  # type: ignore[call-arg]
-            self = Link(tx.init, tx.update)
+            self = Link(tx.init, _own(tx.update))
             self.name, self.hyperparams = factory.__name__, MappingProxyType(hyperparams)
             self.place = place(**hyperparams) if callable(place) else place
             self.is_second_moment = is_second_moment
             self._factory, self._written, self._defaults = build, factory, arguments.defaults
+            remember(self)
             return self
 
         return build

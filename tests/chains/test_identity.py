@@ -354,9 +354,7 @@ def test_a_copy_can_still_be_taken_apart():
 
 
 @each_optimizer
-@pytest.mark.parametrize(
-    "fn", [lambda f: f, lambda f: None, lambda f: 1, lambda f: jnp.ones(3)], ids=["same", "none", "number", "array"]
-)
+@pytest.mark.parametrize("fn", [lambda f: None, lambda f: 1, lambda f: jnp.ones(3)], ids=["none", "number", "array"])
 def test_a_tree_map_over_a_chain_leaves_something_that_can_be_printed(optimizer: Optimizer, fn):
     mapped = jax.tree.map(fn, optimizer())
     assert repr(mapped).startswith("chain")
@@ -364,10 +362,7 @@ def test_a_tree_map_over_a_chain_leaves_something_that_can_be_printed(optimizer:
 
 
 @each_optimizer
-def test_an_identical_tree_map_over_a_chain_still_updates_alike(optimizer: Optimizer):
-    mapped = jax.tree.map(lambda f: f, optimizer())
-    params, gradients = some_params(), nth(some_gradients(), 0)
+def test_a_chain_put_together_again_from_its_leaves_is_the_chain(optimizer: Optimizer):
     tx = optimizer()
-    chex.assert_trees_all_equal(
-        mapped.update(gradients, mapped.init(params), params), tx.update(gradients, tx.init(params), params)
-    )
+    assert jax.tree.map(lambda f: f, tx) is tx
+    assert jax.tree.map(lambda f: f, tx.links[0]) is tx.links[0]

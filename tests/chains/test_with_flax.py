@@ -100,15 +100,6 @@ def test_a_chain_stays_a_chain_when_nnx_splits_and_merges(optimizer: Optimizer):
     assert repr(tx) == repr(optimizer())
 
 
-def test_nnx_optimizers_of_equal_chains_have_equal_graphs():
-    def graph(tx):
-        return nnx.split(nnx.Optimizer(NnxNetwork(nnx.Rngs(0)), tx, wrt=nnx.Param))[0]
-
-    assert graph(adamw(1e-3)) == graph(adamw(1e-3))
-    assert hash(graph(adamw(1e-3))) == hash(graph(adamw(1e-3)))
-    assert graph(adamw(1e-3)) != graph(adamw(1e-2))
-
-
 class LinenBlock(nn.Module):
     @nn.compact
     def __call__(self, tokens):
