@@ -20,18 +20,8 @@ import optax
 from ._check import is_traced
 from ._describe import closed_over
 
-_STEADY_MODULES = (
-    "jax",
-    "jaxlib",
-    "numpy",
-    "optax",
-    "chex",
-    "math",
-    "operator",
-    "functools",
-    "builtins",
-    "flax",
-    "linkax",
+_STEADY_MODULES = frozenset(
+    ("jax", "jaxlib", "numpy", "optax", "chex", "flax", "linkax", "math", "operator", "functools", "builtins")
 )
 _LARGEST_ARRAY = 2**16  # bytes; a larger array counts as an object rather than be copied into a key
 
