@@ -40,8 +40,8 @@ def sweep(
     """Runs a training for every point of a grid, all points in one compiled call, and labels the results.
 
     The result at (v, a, b, …) is `run` with the chain of variant v and the hyperparameters a, b, …: what a loop over
-    all of them would give, but compiled once for each variant and device, however many points there are. Points are independent:
-    one that diverges shows NaN or infinity in its own place, and `True` in the variable `diverged`.
+    all of them would give, but compiled once for each variant and device, however many points there are. Points are
+    independent: one that diverges shows NaN or infinity in its own place, and `True` in the variable `diverged`.
 
     Several devices share the points, and so do several hosts that have called `jax.distributed.initialize` (all of them
     must call `sweep` alike; all of them get the result).
