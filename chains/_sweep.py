@@ -75,7 +75,7 @@ def sweep(
             something that is no axis, if variants differ in their signatures or metrics, if names collide, or if `file`
             holds another sweep. All before anything is compiled.
         TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
-        ImportError: If xarray, h5netcdf, psutil or tqdm is missing: `pip install "linkax[sweep]"`.
+        ImportError: If xarray, h5netcdf, h5py, psutil or tqdm is missing: `pip install "linkax[sweep]"`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -162,6 +162,7 @@ class _Function:
 def _extras() -> tuple[Any, Any]:
     try:
         import h5netcdf  # noqa: F401  (for the files, and psutil for the free memory: better missed now than later)
+        import h5py  # noqa: F401  (h5netcdf can do without, xarray cannot)
         import psutil  # noqa: F401
         import tqdm
         import xarray
