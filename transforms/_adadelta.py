@@ -10,7 +10,7 @@ from typing import NamedTuple
 import optax
 
 from ._check import Fraction, NonNegative
-from ._leaves import accumulators, complement, decayed, like, map_state, map_updates, on_reals, safe_sqrt, scalar, wide
+from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, safe_sqrt, scalar, wide
 from ._link import link
 from ._precision import at_least_float32
 from ._rms import scale_by_rms
@@ -58,14 +58,10 @@ def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransf
     def update(updates, state, params=None):
         del params
         scale = on_reals(lambda u, a: safe_sqrt(a + scalar(eps, a)) * u)
-
-        @on_reals
-        def average(step, a):
-            return decayed(a, decay) + scalar(complement(decay), a) * (step * step)
-
+        mean = on_reals(lambda step, a: average(a, step * step, decay))
         past = state.mean_square_step
         steps = map_updates(lambda u, a: scale(wide(u), a), updates, past)
-        past = map_state(average, steps, past)
+        past = map_state(mean, steps, past)
         return map_updates(lambda u, step: like(step, u), updates, steps), ScaleByPastRmsState(past)
 
     return optax.GradientTransformation(init, update)

@@ -79,6 +79,11 @@ def decayed(value: jax.Array, decay: Number) -> jax.Array:
     return jnp.where(jnp.isinf(value), value, value - complement(decay) * value)  # an overflow stays one: ∞ − ∞ is NaN
 
 
+def average(old: jax.Array, new: jax.Array, decay: Number) -> jax.Array:
+    """decay · old + (1 − decay) · new: one step of an exponential average."""
+    return decayed(old, decay) + scalar(complement(decay), old) * new
+
+
 def increment(count: jax.Array) -> jax.Array:
     """The next step's count; it stays at the largest int32 instead of overflowing."""
     return jnp.asarray(optax.safe_increment(count))

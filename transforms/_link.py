@@ -146,8 +146,8 @@ def links_of(where: str, tx: Any) -> tuple[Link, ...]:
     if isinstance(tx, Link):
         return (tx,)
     if isinstance(tx, optax.GradientTransformation):
-        foreign = Link(tx.init, optax.with_extra_args_support(tx).update)
-        return getattr(tx, "links", (foreign,))
+        links = getattr(tx, "links", None)
+        return (Link(tx.init, optax.with_extra_args_support(tx).update),) if links is None else links
     hint = f"; call it: {tx.__name__}(...)" if hasattr(tx, "__name__") else ""
     raise TypeError(f"{where} must be a link, a chain or an Optax transformation, got {tx!r}{hint}")
 

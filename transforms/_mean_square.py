@@ -8,7 +8,7 @@ from typing import NamedTuple
 import optax
 
 from ._check import Fraction
-from ._leaves import accumulators, complement, decayed, like, map_state, map_updates, on_reals, scalar, wide
+from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, wide
 from ._link import link
 
 
@@ -57,11 +57,8 @@ def mean_square(decay: Fraction) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
 
-        @on_reals
-        def average(g, nu):
-            return decayed(nu, decay) + scalar(complement(decay), nu) * (g * g)
-
-        nu = map_state(lambda g, nu: average(wide(g), nu), updates, state.nu)
+        mean = on_reals(lambda g, nu: average(nu, g * g, decay))
+        nu = map_state(lambda g, nu: mean(wide(g), nu), updates, state.nu)
         return map_updates(lambda g, nu: like(nu, g), updates, nu), MeanSquareState(nu)
 
     return optax.GradientTransformation(init, update)

@@ -69,20 +69,20 @@ def moment_ratio(
     Source:
         The frame m/√V is the one of Reddi et al., 2018, table 1.
     """
-    for name, part in (("first", first), ("second", second)):
-        for inner in links_of(f"moment_ratio: {name}", part):
+    numerators, denominators = links_of("moment_ratio: first", first), links_of("moment_ratio: second", second)
+    for name, links in (("first", numerators), ("second", denominators)):
+        for inner in links:
             if inner.place in ("step", "update"):
                 raise ValueError(
                     f"moment_ratio: {name} must hold links of the places 'gradient' and 'moment', got {inner.name} of "
                     f"the place {inner.place!r}; put it behind the moment_ratio"
                 )
-    links = links_of("moment_ratio: second", second)
-    if not any(inner.is_second_moment or inner.place is None for inner in links):
+    if not any(inner.is_second_moment or inner.place is None for inner in denominators):
         raise ValueError(
             "moment_ratio: second must contain mean_square, sum_of_squares or variance, because its root divides, "
-            f"got {list(links)!r}; without a second moment, use first alone"
+            f"got {list(denominators)!r}; without a second moment, use first alone"
         )
-    if any(inner.is_second_moment for inner in links_of("moment_ratio: first", first)):
+    if any(inner.is_second_moment for inner in numerators):
         raise ValueError(f"moment_ratio: first must not contain a second moment, got {first!r}; it belongs in second")
     first, second = optax.with_extra_args_support(first), optax.with_extra_args_support(second)
 

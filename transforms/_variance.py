@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ._check import Fraction
-from ._leaves import accumulators, complement, decayed, like, map_state, map_updates, on_reals, scalar, wide
+from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, wide
 from ._link import link
 
 
@@ -64,11 +64,8 @@ def variance(decay: Fraction) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
 
-        def average(g, mean):
-            return decayed(mean, decay) + scalar(complement(decay), mean) * g
-
-        mu = map_state(lambda g, mu: average(wide(g), mu), updates, state.mu)
-        nu = map_state(on_reals(lambda g, nu: average(wide(g) * wide(g), nu)), updates, state.nu)
+        mu = map_state(lambda g, mu: average(mu, wide(g), decay), updates, state.mu)
+        nu = map_state(on_reals(lambda g, nu: average(nu, wide(g) * wide(g), decay)), updates, state.nu)
         centered = on_reals(lambda mu, nu: jnp.maximum(nu - mu * mu, 0))
         out = map_updates(lambda g, mu, nu: like(centered(mu, nu), g), updates, mu, nu)
         return out, VarianceState(mu, nu)
