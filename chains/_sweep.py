@@ -43,8 +43,8 @@ def sweep(
     all of them would give, but compiled once for each variant and device, however many points there are. Points are
     independent: one that diverges shows NaN or infinity in its own place, and `True` in the variable `diverged`.
 
-    Several devices share the points, and so do several hosts that have called `jax.distributed.initialize` (all of them
-    must call `sweep` alike; all of them get the result).
+    Several devices share the points, and so do the cores of a CPU, and several hosts that have called
+    `jax.distributed.initialize` (all of them must call `sweep` alike; all of them get the result).
 
     Args:
         run: What to do at a point: a function that JAX can trace, from hyperparameters by name to a dictionary of
@@ -55,10 +55,10 @@ def sweep(
             the same axes. An axis may be taken by the variants, by `run`, or by both.
         metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; `"loss_0"` and so on for
             those not given.
-        chunk_size: How many points to run in one call, at least 1, rounded up to whole batches on all devices: what the
-            progress bar counts and what an interruption can lose. If `None`, a sixteenth of the points on a CPU and
-            all of them on an accelerator, but never more than fit into half of the free memory. The results do not
-            depend on it.
+        chunk_size: How many points to run in one call, at least 1, rounded up to whole batches on all devices (on CPUs:
+            on all cores): what the progress bar counts and what an interruption can lose. If `None`, a sixteenth of the
+            points on a CPU and all of them on an accelerator, but never more than fit into half of the free memory. The
+            results do not depend on it.
         batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
             one after the other is as fast, and all on an accelerator. Compilers round differently for different
             batches, so results are the same to the last bit only for the same batch size.

@@ -1,7 +1,8 @@
-"""Running one function at many points: traced once, compiled once a device, and shared out over devices and hosts."""
+"""Running one function at many points: traced once, compiled once a device, shared by hosts, devices and cores."""
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,32 +45,38 @@ class Points:
             return
         # Of the whole grid, not of what is left of it: a sweep that goes on must compute as it would have.
         points = math.prod(len(values) for values in self._axes.values())
-        size, batch = _defaults(points, chunk_size, batch_size)
-        size = -(-min(size, len(indices)) // _share(batch)) * _share(batch)
-        compiled = self._compile(size, batch)
-        if chunk_size is None and (fitting := _fitting(compiled[0], size)) < size:
-            batch = batch if batch_size else max(1, min(batch, fitting // _share(1)))
-            size = max(1, fitting // _share(batch)) * _share(batch)
-            compiled = self._compile(size, batch)
+        lanes = _lanes()
+        size, batch = _defaults(points, lanes, chunk_size, batch_size)
+        size = _whole(min(size, len(indices)), lanes * batch)
+        compiled = self._compile(size // lanes, batch)
+        if chunk_size is None and (fitting := _fitting(compiled[0], size, lanes)) < size:
+            devices = jax.device_count()
+            lanes = max(devices, min(lanes, fitting // devices * devices))
+            batch = batch if batch_size else max(1, min(batch, fitting // lanes))
+            size = max(1, fitting // (lanes * batch)) * lanes * batch
+            compiled = self._compile(size // lanes, batch)
         for start in range(0, len(indices), size):
             chunk = indices[start : start + size]
             # The last chunk is filled up with its own last point: another length would mean another compilation.
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk))])
-            yield chunk, {name: values[: len(chunk)] for name, values in self._call(compiled, padded).items()}
+            yield chunk, {name: values[: len(chunk)] for name, values in self._call(compiled, padded, lanes).items()}
 
     def _compile(self, size: int, batch: int) -> list[Any]:
-        """The same program for every device of this host: one for all would round differently for their number."""
+        """A program for `size` points, the same for every device of this host.
+
+        One program for all devices would round differently for their number.
+        """
 
         def block(values):  # what one device does: batches one after the other, the points of a batch side by side
             batches = jax.tree.map(lambda column: column.reshape(-1, batch), values)
             metrics = jax.lax.map(jax.vmap(self._function) if batch > 1 else self._one, batches)
             return jax.tree.map(lambda metric: metric.reshape(len(metric) * batch, *metric.shape[2:]), metrics)
 
-        share, jitted = (size // jax.device_count(),), jax.jit(block)
+        jitted = jax.jit(block)
         lowered = [
             jitted.lower(
                 {
-                    name: jax.ShapeDtypeStruct(share, values.dtype, sharding=SingleDeviceSharding(device))
+                    name: jax.ShapeDtypeStruct((size,), values.dtype, sharding=SingleDeviceSharding(device))
                     for name, values in self._axes.items()
                 }
             )
@@ -78,17 +85,22 @@ class Points:
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda program: program.compile(), lowered))
 
-    def _call(self, compiled: list[Any], indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics at flat indices, of which every device of every host does an equal share."""
+    def _call(self, compiled: list[Any], indices: np.ndarray, lanes: int) -> dict[str, np.ndarray]:
+        """The metrics at flat indices, of which every lane of every host does an equal share."""
         unraveled = np.unravel_index(indices, [len(values) for values in self._axes.values()])
         columns = {name: values[at] for at, (name, values) in zip(unraveled, self._axes.items())}
-        shares = np.split(np.arange(len(indices)), jax.device_count())[jax.process_index() * len(compiled) :]
-        found = [
-            program(jax.device_put({name: column[share] for name, column in columns.items()}, device))
-            for program, share, device in zip(compiled, shares, jax.local_devices())
-        ]  # all devices are at work before the first one is waited for
-        own = jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *found)
-        return multihost_utils.process_allgather(own, tiled=True)
+        own = lanes // jax.process_count()  # the shares of a device follow each other
+        shares = np.split(np.arange(len(indices)), lanes)[jax.process_index() * own :][:own]
+
+        def one(lane: int) -> dict[str, np.ndarray]:
+            at = lane * len(compiled) // own
+            share = {name: column[shares[lane]] for name, column in columns.items()}
+            return jax.device_get(compiled[at](jax.device_put(share, jax.local_devices()[at])))
+
+        with ThreadPoolExecutor(own) as pool:
+            found = list(pool.map(one, range(own)))
+        metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        return multihost_utils.process_allgather(metrics, tiled=True)
 
     def _one(self, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """A batch of one point, without the batch dimension that `vmap` would carry through all matrix products."""
@@ -96,28 +108,45 @@ class Points:
         return jax.tree.map(lambda metric: metric[None], metrics)
 
 
-def _defaults(points: int, chunk_size: int | None, batch_size: int | None) -> tuple[int, int]:
+def _defaults(points: int, lanes: int, chunk_size: int | None, batch_size: int | None) -> tuple[int, int]:
     """How many points to run in one call, and how many of them side by side.
 
-    A CPU runs points as fast one after the other, and then sixteen chunks keep the progress bar moving at no cost; an
-    accelerator is only busy with many side by side.
+    A CPU's core runs points as fast one after the other, and then sixteen chunks keep the progress bar moving at no
+    cost; an accelerator is only busy with many side by side.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = min(points, chunk_size or (-(-points // 16) if on_cpu else points))
-    return size, min(points, batch_size or (1 if on_cpu else -(-size // _share(1))))
+    return size, min(points, batch_size or (1 if on_cpu else -(-size // lanes)))
 
 
-def _share(batch: int) -> int:
-    """The fewest points that all devices can share in whole batches."""
-    return jax.device_count() * batch
+def _lanes() -> int:
+    """How many programs run at the same time on all hosts: one a device, or on CPUs one a core.
+
+    A CPU device is all cores of its host, but a small network keeps only one of them busy.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.device_count()
+    cores = int(multihost_utils.process_allgather(np.asarray(_cores())).min())  # hosts must share the points alike
+    return jax.device_count() * max(1, cores // jax.local_device_count())
 
 
-def _fitting(compiled: Any, size: int) -> int:
-    """How many of `size` points fit into half of the free memory, from what the compiler says they need."""
+def _cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _whole(size: int, share: int) -> int:
+    """The size rounded up to whole shares."""
+    return -(-size // share) * share
+
+
+def _fitting(compiled: Any, size: int, lanes: int) -> int:
+    """How many of `size` points fit into half of the free memory, from what the compiler says a lane's share needs."""
     needs = compiled.memory_analysis()
     if needs is None:
         return size
     needed = needs.temp_size_in_bytes + needs.output_size_in_bytes + needs.argument_size_in_bytes
+    needed *= lanes // jax.device_count()
     fitting = int(size * min(1.0, 0.5 * _free_memory() / max(needed, 1)))
     return int(multihost_utils.process_allgather(np.asarray(fitting)).min())  # hosts must cut the chunks alike
 

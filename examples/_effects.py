@@ -32,12 +32,14 @@ def effects(found: dict[str, np.ndarray], base: str) -> list[Effect]:
     return sorted(rows, key=lambda row: row.change)
 
 
-def show(rows: list[Effect], base: str, mean: float, unit: str) -> None:
-    width = max(len(row.name) for row in rows)
+def show(rows: list[Effect], base: str, mean: float, unit: str, decimals: int = 2) -> None:
+    width, column, signed = max(len(row.name) for row in rows), f"{len(unit)}.{decimals}f", f"+6.{decimals}f"
     print(f"\n{'chain':<{width}}  {unit}  change  95 % confidence")
-    print(f"{base:<{width}}  {mean:{len(unit)}.2f}")
+    print(f"{base:<{width}}  {mean:{column}}")
     for name, mean, change, half in rows:
-        print(f"{name:<{width}}  {mean:{len(unit)}.2f}  {change:+6.2f}  {change - half:+6.2f} to {change + half:+6.2f}")
+        print(
+            f"{name:<{width}}  {mean:{column}}  {change:{signed}}  {change - half:{signed}} to {change + half:{signed}}"
+        )
 
 
 def draw(rows: list[Effect], title: str, label: str, more_is_better: bool, linear_to: float, out: Path) -> None:

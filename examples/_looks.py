@@ -1,7 +1,9 @@
 """What several examples share: a look for each optimizer, the same in every picture."""
 
+from typing import Any
+
 # Hues by Okabe and Ito, which colour-blind people can tell apart; close relatives share one and differ in their dashes.
-COLORS = {
+_COLORS = {
     "SGD": "black",
     "SGD, momentum": "black",
     "SGD, Nesterov": "black",
@@ -13,6 +15,11 @@ COLORS = {
     "AdamW": "#0072B2",
     "NAdam": "#CC79A7",
 }
-DASHES = dict.fromkeys(COLORS, "-") | {"SGD, momentum": "--", "SGD, Nesterov": ":", "AMSGrad": "--", "AdamW": "-."}
-MARKERS = dict(zip(COLORS, "o^vsDXPp*h"))
+_DASHES = dict.fromkeys(_COLORS, "-") | {"SGD, momentum": "--", "SGD, Nesterov": ":", "AMSGrad": "--", "AdamW": "-."}
+_MARKERS = dict(zip(_COLORS, "o^vsDXPp*h"))
 BETTER, WORSE, NEITHER = "#0072B2", "#D55E00", "#777777"
+
+
+def look(optimizer: str) -> dict[str, Any]:
+    """The keywords of an optimizer's line in Matplotlib."""
+    return {"color": _COLORS[optimizer], "linestyle": _DASHES[optimizer], "marker": _MARKERS[optimizer]}

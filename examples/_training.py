@@ -1,6 +1,6 @@
 """What several examples share: the handwritten digits, and a small network that learns them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +33,11 @@ def digits(noise: float = 0.0) -> Data:
 
 
 def epoch(
-    tx: optax.GradientTransformation, data: Data, params: dict, state: optax.OptState, key: jax.Array
-) -> tuple[dict, optax.OptState, jax.Array]:
+    tx: optax.GradientTransformation, data: Data, params: Any, state: optax.OptState, key: jax.Array
+) -> tuple[Any, optax.OptState, jax.Array]:
     """One pass over the training images in the order of `key`: the new weights and state, and the mean loss."""
 
-    def loss(params: dict, batch: jax.Array) -> jax.Array:
+    def loss(params: Any, batch: jax.Array) -> jax.Array:
         logits = jnp.asarray(NET.apply(params, data.x[batch]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, data.y[batch]).mean()
 
@@ -52,7 +52,7 @@ def epoch(
     return params, state, losses.mean()
 
 
-def accuracy(data: Data, params: dict) -> jax.Array:
+def accuracy(data: Data, params: Any) -> jax.Array:
     """How many of the test images the network gets right, in %."""
     return 100 * (jnp.asarray(NET.apply(params, data.x_test)).argmax(axis=-1) == data.y_test).mean()
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import jax
-from _looks import COLORS, DASHES, MARKERS
+from _looks import look
 from _mnist import mnist
 from _options import Options
 from _training import BATCH, NET, Data, accuracy, digits, epoch
@@ -58,9 +58,8 @@ def draw(curves: dict[str, list[float]], title: str, out: Path) -> None:
     axes = figure.subplots()
     axes.set_yscale("log", subs=[2, 5])
     for i, (name, losses) in enumerate(curves.items()):
-        look = {"color": COLORS[name], "linestyle": DASHES[name], "marker": MARKERS[name], "markersize": 6}
         # Markers at different epochs show which curves lie on top of each other.
-        axes.plot(range(1, len(losses) + 1), losses, **look, label=name, markevery=(i % 4, 4))
+        axes.plot(range(1, len(losses) + 1), losses, **look(name), markersize=6, label=name, markevery=(i % 4, 4))
     axes.set(xlabel="epoch", ylabel="training loss (cross-entropy in nats, mean over the epoch)")
     axes.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     axes.set_title(title, fontsize=11)

@@ -157,6 +157,12 @@ def test_chunks_of_batches_do_not_change_a_bit():
         assert_same_bits(found[0], other)
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_cores_do_not_change_a_bit(cores, table, monkeypatch):
+    monkeypatch.setattr(_sweep_points, "_cores", lambda: cores)
+    assert_same_bits(sweep_silently(train, GRID, VARIANTS, metric_dims={"loss": ["step"]}), table)
+
+
 @pytest.mark.parametrize("batch_size", [None, 1, 4, 100])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_with_little_memory_chunks_are_small_and_results_right(backend, batch_size, monkeypatch):
@@ -164,7 +170,7 @@ def test_with_little_memory_chunks_are_small_and_results_right(backend, batch_si
     original = _sweep_points.Points._compile
 
     def compile_and_note(self, size, batch):
-        sizes.append((size, batch))
+        sizes.append(size)
         return original(self, size, batch)
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -172,7 +178,26 @@ def test_with_little_memory_chunks_are_small_and_results_right(backend, batch_si
     monkeypatch.setattr(_sweep_points.Points, "_compile", compile_and_note)
     found = sweep_silently(square, {"x": np.arange(64.0)}, batch_size=batch_size)
     np.testing.assert_array_equal(found["square"], np.arange(64.0) ** 2 + 2)
-    assert sizes[-1][0] <= max(10, batch_size or 1)  # 200 bytes are half for ten points of 20, and one batch at least
+    assert sizes[-1] <= max(5, batch_size or 1)  # half of 200 bytes holds five points of 20, or it is one batch
+
+
+def test_a_point_that_needs_much_memory_runs_alone(monkeypatch):
+    at_once = []
+    original = _sweep_points.Points._call
+
+    def call_and_note(self, compiled, indices, lanes):
+        at_once.append(lanes)
+        return original(self, compiled, indices, lanes)
+
+    monkeypatch.setattr(_sweep_points, "_cores", lambda: 4)
+    monkeypatch.setattr(_sweep_points, "_free_memory", lambda: 1e5)
+    monkeypatch.setattr(_sweep_points.Points, "_call", call_and_note)
+
+    def run(x):
+        return {"norm": jnp.linalg.norm(jnp.sort(x * jnp.arange(10_000.0)))}  # sorting needs a place for 40 kB
+
+    sweep_silently(run, {"x": np.arange(1.0, 9.0)})
+    assert set(at_once) == {1}
 
 
 # progress
@@ -331,13 +356,14 @@ def note_points(monkeypatch):
     monkeypatch.setattr(
         _sweep_points.Points,
         "_call",
-        lambda self, compiled, indices: ran.append(indices.tolist()) or original(self, compiled, indices),
+        lambda self, compiled, indices, lanes: ran.append(indices.tolist()) or original(self, compiled, indices, lanes),
     )
     return ran
 
 
 @pytest.mark.parametrize("batch_size", [4])
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, batch_size):
+    monkeypatch.setattr(_sweep_points, "_cores", lambda: 1)  # with more of them, the grid would be a single chunk
     path = tmp_path / "table.nc"
     arguments = {"run": train, "grid": {"learning_rate": [0.1, 0.2, 0.3], "seed": range(2)}, "variants": _CHEAP}
     options = {"chunk_size": 4, "batch_size": batch_size}
