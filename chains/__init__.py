@@ -8,7 +8,13 @@ from ._adamw import adamw as adamw
 from ._chain import Chain as Chain
 from ._chain import chain as chain
 from ._diff import diff as diff
+from ._live import Live as Live
+from ._live import LiveState as LiveState
+from ._live import live as live
+from ._migrate import Migration as Migration
+from ._migrate import migrate as migrate
 from ._nadam import nadam as nadam
+from ._param_groups import param_groups as param_groups
 from ._rmsprop import rmsprop as rmsprop
 from ._sgd import sgd as sgd
 from ._sweep import sweep as sweep

@@ -16,12 +16,12 @@ from linkax.transforms import (
 from linkax.transforms._identity import identity_of
 
 from ._chain import Chain, chain
-from ._parts import Part, Path, flatten, parts, rewrite
+from ._parts import Part, Path, flatten, inside, parts, rewrite, with_inside
 
 _OTHER_DECAY = {"add_l2_to_grad": decoupled_weight_decay, "decoupled_weight_decay": add_l2_to_grad}
 _SECOND_MOMENT_OF = {"scale_by_rms": mean_square, "scale_by_stddev": variance}
 _AVERAGES = ("scale_by_momentum", "scale_by_nesterov")
-_SIGNS = ("scale_by_learning_rate", "negate_grad")
+_SIGNS = ("scale_by_learning_rate", "negate_grad", "set_to_zero")
 
 
 def ablations(tx: Chain) -> dict[str, Chain]:
@@ -36,7 +36,8 @@ def ablations(tx: Chain) -> dict[str, Chain]:
     - ε moved into the root, or out of it;
     - Nesterov's momentum for momentum.
 
-    What sets the sign of the update is never left out: the learning rate, and the negation of `maximize`.
+    What sets the sign of the update is never left out: the learning rate, and the negation of `maximize`. Groups of
+    parameters (`param_groups`) are taken apart one by one; a frozen one stays frozen.
 
     Args:
         tx: A chain.
@@ -68,7 +69,7 @@ def ablations(tx: Chain) -> dict[str, Chain]:
     """
     if not isinstance(tx, Chain):
         raise TypeError(f"ablations: tx must be a chain, got {tx!r}; make one with linkax.chains.chain")
-    every = list(parts(tx.links))
+    every = [part for part in parts(tx.links) if tx.links[int(part.path[0])].name != "partition"]
     steps = [step for part in every for step in _without(part, every)]
     corrections = {part.path: () for part in every if part.link.name == "bias_correction"}
     if len(corrections) > 1:
@@ -85,6 +86,12 @@ def ablations(tx: Chain) -> dict[str, Chain]:
             continue
         if new != tx and new not in found.values():
             found[_free(name, found)] = new
+    for index, link in enumerate(tx.links):
+        if link.name == "partition":
+            for group, inner in inside(link).items():
+                for name, new in ablations(chain(inner)).items():
+                    links = (*tx.links[:index], with_inside(link, {group: new}), *tx.links[index + 1 :])
+                    found[_free(f"{group}: {name}", found)] = chain(*links)
     return found
 
 

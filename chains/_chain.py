@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import optax
 
 from linkax.transforms import Link
-from linkax.transforms._link import remember
+from linkax.transforms._link import recall, remember
 
-from ._parts import Part, Path, flatten, parts, rewrite
+from ._parts import Part, Path, flatten, inside, parts, rewrite, with_inside
 from ._places import check_places, own_index
 from ._tree import tree_html, tree_text
 
@@ -44,8 +44,7 @@ class Chain(optax.GradientTransformationExtraArgs):
     links: tuple[Link, ...]
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Chain":
-        known = getattr(update, "_linkax", None)
-        if isinstance(known, cls) and known.init is init:  # a tree map took a chain apart and puts it together again
+        if (known := recall(cls, init, update)) is not None:
             return known
         self = super().__new__(cls, init, update)
         self.links = (Link(init, update),)
@@ -77,6 +76,11 @@ class Chain(optax.GradientTransformationExtraArgs):
         """
         old = self._find_one("swap", name)
         new = flatten("Chain.swap: link", link)
+        holder = self.links[int(old.path[0])]
+        if holder.name == "partition" and len(old.path) > 1:  # the links of a group are a chain of their own
+            slot = str(old.path[1])
+            group = chain(inside(holder)[slot]).swap(old.name.removeprefix(f"{slot}."), link)
+            return self._rewrite({old.path[:1]: (with_inside(holder, {slot: group}),)})
         places = {old.link.place, *(link.place for link in new)}
         if len(old.path) == 1 and len(places) > 1 and None not in places:
             return self._rewrite({old.path: ()}).add(link)

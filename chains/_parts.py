@@ -1,4 +1,4 @@
-"""The links of a chain, those inside a `moment_ratio` included: listing them, and rebuilding the chain from others."""
+"""The links of a chain, those inside other links included: listing them, and rebuilding the chain from others."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from linkax.transforms import Link
 from linkax.transforms._link import links_of
 
 Path = tuple[int | str, ...]
-"""Where a link stands: its index in the chain, then by turns the argument it is inside of and its index there."""
+"""Where a link stands: its index in the chain, then by turns the slot it is inside of and its index there."""
 
 
 class Part(NamedTuple):
     """A link and where it stands."""
 
     path: Path
-    name: str  # the link's name, behind the arguments it is inside of: "first.bias_correction"
+    name: str  # the link's name, behind the slots it is inside of: "first.bias_correction"
     link: Link
 
 
@@ -25,21 +25,44 @@ def flatten(where: str, *transformations: Any) -> tuple[Link, ...]:
     return tuple(link for tx in transformations for link in links_of(where, tx))
 
 
-def inside(link: Link) -> dict[str, tuple[Link, ...]]:
-    """The links inside a link, by the argument that holds them."""
-    return {
-        slot: flatten(link.name, value)
-        for slot, value in link.hyperparams.items()
-        if isinstance(value, optax.GradientTransformation)
-    }
+def inside(link: Link) -> dict[str, optax.GradientTransformation]:
+    """The transformations inside a link, by slot: the argument that holds one, or its name in a dictionary of them."""
+    found = {}
+    for argument in holders(link):
+        value = link.hyperparams[argument]
+        found.update({argument: value} if isinstance(value, optax.GradientTransformation) else value)
+    return found
+
+
+def holders(link: Link) -> list[str]:
+    """The arguments of a link that hold transformations."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return bool(value) and all(isinstance(tx, optax.GradientTransformation) for tx in value.values())
+        return isinstance(value, optax.GradientTransformation)
+
+    return [argument for argument, value in link.hyperparams.items() if holds(value)]
+
+
+def with_inside(link: Link, new: Mapping[str, optax.GradientTransformation]) -> Link:
+    """The link with other transformations in some of its slots."""
+    changes = {}
+    for argument in holders(link):
+        value = link.hyperparams[argument]
+        if isinstance(value, optax.GradientTransformation):
+            changes |= {argument: new[argument]} if argument in new else {}
+        elif value.keys() & new.keys():
+            changes[argument] = {slot: new.get(slot, tx) for slot, tx in value.items()}
+    return link.replace(**changes) if changes else link
 
 
 def parts(links: tuple[Link, ...], path: Path = (), slots: str = "") -> Iterator[Part]:
     """Yields every link, in the order in which they are printed."""
     for index, link in enumerate(links):
         yield Part((*path, index), slots + link.name, link)
-        for slot, inner in inside(link).items():
-            yield from parts(inner, (*path, index, slot), f"{slots}{slot}.")
+        for slot, tx in inside(link).items():
+            yield from parts(flatten(link.name, tx), (*path, index, slot), f"{slots}{slot}.")
 
 
 def rewrite(
@@ -55,8 +78,8 @@ def rewrite(
             yield from changes[here]
             continue
         touched = {}
-        for slot, inner in inside(link).items():
+        for slot, tx in inside(link).items():
             if any(change[: len(here) + 1] == (*here, slot) for change in changes):
-                new = tuple(rewrite(inner, changes, chain, (*here, slot)))
+                new = tuple(rewrite(flatten(link.name, tx), changes, chain, (*here, slot)))
                 touched[slot] = new[0] if len(new) == 1 else chain(*new)
-        yield link.replace(**touched) if touched else link
+        yield with_inside(link, touched)

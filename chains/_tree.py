@@ -7,16 +7,16 @@ from typing import NamedTuple
 from linkax.transforms import Link
 from linkax.transforms._describe import describe
 
-from ._parts import inside
+from ._parts import flatten, holders, inside
 
 
 class Line(NamedTuple):
     """A line of the tree."""
 
     branch: str  # the lines that connect it to those above
-    text: str  # a link, or the name of the argument that the links below it are inside of
+    text: str  # a link, or the name of the slot that the links below it are inside of
     link: Link | None
-    where: tuple[str, ...]  # the links and arguments it is inside of
+    where: tuple[str, ...]  # the links and slots it is inside of
 
 
 def lines(links: tuple[Link, ...], indent: str = "", where: tuple[str, ...] = ()) -> Iterator[Line]:
@@ -26,7 +26,8 @@ def lines(links: tuple[Link, ...], indent: str = "", where: tuple[str, ...] = ()
         yield Line(indent + ("└─ " if last else "├─ "), own_text(link), link, where)
         below = indent + ("   " if last else "│  ")
         slots = list(inside(link).items())
-        for slot, inner in slots:
+        for slot, tx in slots:
+            inner = flatten(link.name, tx)
             last_slot = slot == slots[-1][0]
             within = (*where, link.name)
             yield Line(below + ("└─ " if last_slot else "├─ "), slot if inner else f"{slot}: as it comes", None, within)
@@ -39,7 +40,7 @@ def own_text(link: Link, marked: Collection[str] = ()) -> str:
     Arguments in `marked` stand between asterisks, and are shown even at their default value.
     """
     described = link.described()
-    shown = [name for name in link.hyperparams if name in {*described, *marked} - inside(link).keys()]
+    shown = [name for name in link.hyperparams if name in {*described, *marked}.difference(holders(link))]
     texts = {name: f"{name}={described.get(name) or describe(link.hyperparams[name])}" for name in shown}
     return f"{link.name}({', '.join(f'*{texts[name]}*' if name in marked else texts[name] for name in shown)})"
 

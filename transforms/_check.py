@@ -92,6 +92,7 @@ class Arguments:
 
     Attributes:
         defaults: The function's optional arguments and their default values.
+        numbers: The arguments that are numbers or schedules.
     """
 
     def __init__(self, function: Callable):
@@ -100,6 +101,8 @@ class Arguments:
         self._hints = get_type_hints(function, include_extras=True)
         parameters = self._signature.parameters.values()
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        options = {name: (hint, *get_args(hint)) for name, hint in self._hints.items()}  # the hint may be `… | None`
+        self.numbers = tuple(name for name, hints in options.items() if any(map(_interval, hints)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
@@ -125,6 +128,11 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
+def _interval(hint: Any) -> Interval | None:
+    """The interval that a hint annotates a number with."""
+    return get_args(hint)[1] if get_origin(hint) is Annotated else None
+
+
 def _check_one(what: str, value: Any, hint: Any) -> Any:
     """Returns `value` as the factories want it, or raises if `hint` does not allow it."""
     if get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
@@ -140,9 +148,8 @@ def _check_one(what: str, value: Any, hint: Any) -> Any:
             allowed = " or ".join(map(repr, get_args(hint)))
             raise ValueError(f"{what} must be {allowed}, got {value!r}")
         return value
-    if get_origin(hint) is Annotated:
-        return _check_number(what, value, get_args(hint)[1])
-    return value
+    interval = _interval(hint)
+    return value if interval is None else _check_number(what, value, interval)
 
 
 def _check_number(what: str, value: Any, interval: Interval) -> Any:

@@ -7,7 +7,7 @@ hashable, printable and picklable; the factory itself stays as it reads.
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import optax
 
@@ -16,6 +16,7 @@ from ._describe import call_text, describe, describe_transformation
 from ._identity import identity_of
 
 _P = ParamSpec("_P")
+_T = TypeVar("_T", bound=optax.GradientTransformation)
 
 Place = Literal["gradient", "moment", "step", "update"]
 """Where in w ← w − α·m/√V a link acts: on the gradient, in the moments, on the direction, on the finished update."""
@@ -33,7 +34,9 @@ class Link(optax.GradientTransformationExtraArgs):
         update: From (updates, state, parameters) to (updates, state), as in Optax.
         name: The factory's name, such as `"scale_by_momentum"`.
         hyperparams: The factory's arguments by name, defaults included.
-        place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link.
+        numbers: Which of them are numbers or schedules, of those that are given.
+        place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link, and for one that holds whole
+            optimizers.
         is_second_moment: Whether what leaves the link is a mean or sum of squares, to be divided by.
 
     Example:
@@ -49,6 +52,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
     name: str
     hyperparams: Mapping[str, Any]
+    numbers: tuple[str, ...]
     place: Place | None
     is_second_moment: bool
     _factory: Callable[..., "Link"] | None
@@ -56,13 +60,12 @@ class Link(optax.GradientTransformationExtraArgs):
     _defaults: Mapping[str, Any]
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Link":
-        known = getattr(update, "_linkax", None)
-        if isinstance(known, cls) and known.init is init:  # a tree map took a link apart and puts it together again
+        if (known := recall(cls, init, update)) is not None:
             return known
         self = super().__new__(cls, init, update)
         self.name, hyperparams = describe_transformation(update)
         self.hyperparams = MappingProxyType(hyperparams)
-        self.place, self.is_second_moment = None, False
+        self.numbers, self.place, self.is_second_moment = (), None, False
         self._factory, self._written, self._defaults = None, None, {}
         return self
 
@@ -132,6 +135,12 @@ def remember(tx: optax.GradientTransformationExtraArgs) -> None:
     vars(tx.update)["_linkax"] = tx
 
 
+def recall(cls: type[_T], init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> _T | None:
+    """What the functions were part of before a tree map took it apart, if it was a `cls`; see `remember`."""
+    known = getattr(update, "_linkax", None)
+    return known if isinstance(known, cls) and known.init is init else None
+
+
 def _own(update: optax.TransformUpdateExtraArgsFn) -> optax.TransformUpdateExtraArgsFn:
     """The same update as a function of its own, which only one link has."""
 
@@ -157,7 +166,7 @@ def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
 
 
 def link(
-    place: Place | Callable[..., Place], *, is_second_moment: bool = False
+    place: Place | Callable[..., Place] | None, *, is_second_moment: bool = False
 ) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
     """Makes a function that returns an Optax gradient transformation into a factory of links.
 
@@ -168,7 +177,8 @@ def link(
     Args:
         place: Where the link acts: `"gradient"` (before any moment sees the gradient), `"moment"`, `"step"` (on the
             finished direction, before the learning rate multiplies it), or `"update"` (after the learning rate). Where
-            that depends on the hyperparameters, a function from them, by name, to the place.
+            that depends on the hyperparameters, a function from them, by name, to the place. `None` for what holds
+            whole optimizers, and may stand anywhere.
         is_second_moment: Whether the link puts out a mean or sum of squares, which only makes sense as the second
             argument of `moment_ratio`.
 
@@ -192,7 +202,7 @@ def link(
         ValueError: scale_gradient: factor must be a number in [0, inf) or a schedule, got -1.0
     """
 
-    if not callable(place) and place not in get_args(Place):
+    if place is not None and not callable(place) and place not in get_args(Place):
         raise ValueError(f"link: place must be one of {', '.join(get_args(Place))}, got {place!r}")
 
     def decorate(factory: Callable[_P, optax.GradientTransformation]) -> Callable[_P, Link]:
@@ -204,6 +214,7 @@ def link(
             tx = optax.with_extra_args_support(factory(**hyperparams))  # type: ignore[call-arg]
             self = Link(tx.init, _own(tx.update))
             self.name, self.hyperparams = factory.__name__, MappingProxyType(hyperparams)
+            self.numbers = tuple(name for name in arguments.numbers if hyperparams[name] is not None)
             self.place = place(**hyperparams) if callable(place) else place
             self.is_second_moment = is_second_moment
             self._factory, self._written, self._defaults = build, factory, arguments.defaults

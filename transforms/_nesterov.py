@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from ._check import Fraction, NonNegative, known
+from ._check import Fraction, NonNegative, Number, known
 from ._leaves import (
     accumulators,
     complement,
@@ -128,3 +129,15 @@ def scale_by_nesterov(
         return direction, ScaleByNesterovState(count, mu, now)
 
     return optax.GradientTransformation(init, update)
+
+
+def weight_after(count: int, decay: Number, momentum_decay: Number | None) -> float:
+    """1 − μ_1 μ_2 … μ_count: what `ScaleByNesterovState.correction` is after so many steps from the start."""
+    steps = np.arange(1, count + 1)
+    mu = (
+        float(decay) * np.ones(count)
+        if momentum_decay is None
+        else decay * (1 - 0.5 * 0.96 ** (steps * momentum_decay))
+    )
+    with np.errstate(divide="ignore"):  # a decay of 0 keeps nothing: the logarithm is −∞, and the weight 1
+        return float(-np.expm1(np.log(mu).sum()))

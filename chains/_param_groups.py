@@ -1,0 +1,128 @@
+"""Groups of parameters, each with an optimizer of its own."""
+
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from linkax.transforms import link
+
+from ._chain import Chain, chain
+from ._paths import path_text, paths
+
+
+def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any) -> Chain:
+    """Gives each group of parameters an optimizer of its own.
+
+    A parameter of group k is updated by the chain of k alone, which sees nothing of the others: a clipping by the
+    global norm inside a group sees the group's norm, one in front, `chain(clip, param_groups(...))`, that of all.
+
+    A group is frozen by `optax.set_to_zero()`: its parameters keep their values, and have no state. Layer-wise
+    learning rates are `param_groups({f"layer_{i}": adamw(1e-3 * 0.9 ** (11 - i)) for i in range(12)}, labels)`.
+    `migrate` carries the state over when a group is added or parameters change theirs.
+
+    Args:
+        groups: The chains (or links, or Optax transformations) by the groups' names.
+        labels: Which group each parameter belongs to: a function from a parameter's path, such as
+            `"params/Dense_0/kernel"`, and the parameter itself to the group's name; or a tree of names like the
+            parameters, or like the upper part of their tree, where a name is for all that is below.
+
+    Returns:
+        A chain of one link, whose state is `optax.partition`'s. The groups' links are reached through their names:
+        `tx.swap("head.add_l2_to_grad", ...)`.
+
+    Raises:
+        TypeError: If `groups` is not a dictionary from names to transformations.
+        ValueError: If there are no groups, or, when parameters are seen (`init` and `update`), if one of them has no
+            group or a name stands for no parameter; all of these paths are listed.
+
+    Differences:
+        PyTorch: `Adam([{"params": ..., "lr": ...}, ...])`; groups have names instead of numbers here, and each may have
+        another optimizer. `optax.partition` is the same; it does not print, and its labels are trees.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from linkax.chains import adamw, param_groups
+        >>> tx = param_groups(
+        ...     {"frozen": optax.set_to_zero(), "head": adamw(1e-3)},
+        ...     lambda path, w: "head" if path.startswith("head") else "frozen",
+        ... )
+        >>> tx
+        chain
+        └─ partition(labels=<lambda>)
+           ├─ frozen
+           │  └─ set_to_zero()
+           └─ head
+              ├─ moment_ratio(eps=1e-08)                            moment
+              │  ├─ first
+              │  │  ├─ scale_by_momentum(decay=0.9, dampening=0.9)  moment
+              │  │  └─ bias_correction(decay=0.9)                   moment
+              │  └─ second
+              │     ├─ mean_square(decay=0.999)                     moment
+              │     └─ bias_correction(decay=0.999)                 moment
+              ├─ decoupled_weight_decay(weight_decay=0.01)          step
+              └─ scale_by_learning_rate(learning_rate=0.001)        step
+        >>> params = {"body": jnp.ones(2), "head": jnp.ones(2)}
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> print(updates["body"], updates["head"])
+        [0. 0.] [-0.00101 -0.00101]
+
+    Source:
+        `torch.optim.Optimizer.add_param_group`, `optax.partition`.
+    """
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"param_groups: groups must be a dictionary from names to chains, got {groups!r}")
+    if not groups:
+        raise ValueError(f"param_groups: groups must have at least one group, got {groups!r}")
+    for name, tx in groups.items():
+        if not isinstance(name, str) or not isinstance(tx, optax.GradientTransformation):
+            raise TypeError(f"param_groups: groups must be a dictionary from names to chains, got {name!r}: {tx!r}")
+    return chain(partition(dict(groups), labels))
+
+
+@link(None)
+def partition(
+    groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any
+) -> optax.GradientTransformation:
+    """The link that `param_groups` makes a chain of."""
+
+    transforms: dict[Hashable, optax.GradientTransformation] = {**groups}
+
+    def init(params: Any) -> Any:
+        return optax.partition(transforms, label_tree(params, labels, groups)).init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        # The parameters are all there, where updates may lack some (`None`).
+        tree = label_tree(updates if params is None else params, labels, groups)
+        return optax.partition(transforms, tree).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def label_tree(params: Any, labels: Callable[[str, Any], str] | Any, names: Collection[str]) -> Any:
+    """The group of every parameter, as a tree like the parameters."""
+    if callable(labels):
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        found = {path_text(path): labels(path_text(path), leaf) for path, leaf in leaves}
+        strangers: list[str] = []
+    else:
+        given = {path_text(path): label for path, label in jax.tree_util.tree_leaves_with_path(labels)}
+        above = {path: _above(path, given) for path in paths(params)}
+        found = {path: None if at is None else given[at] for path, at in above.items()}
+        strangers = sorted(given.keys() - above.values())
+    wrong = [f"{path or 'the parameter'} ({label!r})" for path, label in found.items() if label not in names]
+    if wrong or strangers:
+        nowhere = f"; no parameter is at or below {', '.join(strangers)}" if strangers else ""
+        raise ValueError(
+            f"param_groups: labels must give every parameter one of the groups {', '.join(names)}, got another one for "
+            f"{', '.join(wrong) or 'no parameter'}{nowhere}"
+        )
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[path_text(path)], params)
+
+
+def _above(path: str, given: Collection[str]) -> str | None:
+    """The label's path that a parameter's path begins with: itself, or a node above it."""
+    keys = path.split("/")
+    heads = ("/".join(keys[:count]) for count in range(len(keys), -1, -1))
+    return next((head for head in heads if head in given), None)

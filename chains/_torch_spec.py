@@ -1,0 +1,133 @@
+"""A PyTorch optimizer as a chain."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from linkax.transforms._check import Rate
+
+from ._adadelta import adadelta
+from ._adagrad import adagrad
+from ._adam import adam
+from ._adamw import adamw
+from ._chain import Chain
+from ._nadam import nadam
+from ._param_groups import param_groups
+from ._rmsprop import rmsprop
+from ._sgd import sgd
+
+
+class _Kind(NamedTuple):
+    """A named optimizer, and the arguments that PyTorch's has."""
+
+    factory: Callable[..., Chain]
+    arguments: str
+
+
+_COMMON = "lr weight_decay maximize "
+_KINDS: dict[str, _Kind] = {
+    "SGD": _Kind(sgd, _COMMON + "momentum dampening nesterov"),
+    "Adagrad": _Kind(adagrad, _COMMON + "lr_decay initial_accumulator_value eps"),
+    "RMSprop": _Kind(rmsprop, _COMMON + "alpha eps momentum centered"),
+    "Adadelta": _Kind(adadelta, _COMMON + "rho eps"),
+    "Adam": _Kind(adam, _COMMON + "betas eps amsgrad"),
+    "AdamW": _Kind(adamw, _COMMON + "betas eps amsgrad"),
+    "NAdam": _Kind(nadam, _COMMON + "betas eps momentum_decay decoupled_weight_decay"),
+}
+_RENAMED = {"alpha": "decay"}
+_IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
+_BOOKKEEPING = {"params", "param_names"}
+
+
+def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequence[Rate] | None = None) -> Chain:
+    """Builds the chain that does what a PyTorch optimizer does.
+
+    Args:
+        optimizer: A `torch.optim` optimizer, or a pair of its class's name and its hyperparameters: a dictionary, or
+            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW and NAdam are known, with
+            all their arguments; what is left out has PyTorch's defaults. How PyTorch computes (`foreach`, `fused`,
+            `capturable`, `differentiable`) makes no difference here.
+        labels: If there are several groups: which of them each parameter belongs to, as `param_groups` takes it; the
+            groups are called `"0"`, `"1"`, and so on. `torch_labels` makes it from PyTorch's names.
+        learning_rate: A learning rate to take instead of `lr`, a number or a schedule, or one for each group. What a
+            `torch.optim.lr_scheduler` does is no part of the optimizer, so it has to be given here.
+
+    Returns:
+        A chain, with several groups one of `param_groups`.
+
+    Raises:
+        ValueError: If the optimizer or a hyperparameter is unknown or out of its range, if a scheduler has left its
+            mark and no `learning_rate` is given, or if there are several groups and no `labels`.
+        TypeError: If `optimizer` is neither an optimizer nor such a pair.
+
+    Example:
+        >>> from linkax.chains import adamw
+        >>> from linkax.chains.torch_interop import from_torch
+        >>> from_torch(("AdamW", {"lr": 3e-4, "betas": (0.9, 0.95), "fused": True})) == adamw(3e-4, b2=0.95)
+        True
+
+    Source:
+        `torch.optim`, PyTorch 2.13.
+    """
+    name, groups = _spec(optimizer)
+    if name not in _KINDS:
+        raise ValueError(f"from_torch: optimizer must be one of {', '.join(_KINDS)}, got {name}")
+    rates = list(learning_rate) if isinstance(learning_rate, Sequence) else [learning_rate] * len(groups)
+    if len(rates) != len(groups):
+        raise ValueError(f"from_torch: learning_rate must be one or {len(groups)}, for the groups, got {len(rates)}")
+    chains = [_chain(name, group, rate) for group, rate in zip(groups, rates)]
+    if labels is not None:
+        return param_groups({str(index): tx for index, tx in enumerate(chains)}, labels)
+    if len(chains) > 1:
+        raise ValueError(
+            f"from_torch: labels must say which of the {len(chains)} groups each parameter belongs to, got None; "
+            "torch_labels makes them"
+        )
+    return chains[0]
+
+
+def _spec(optimizer: Any) -> tuple[str, list[Mapping[str, Any]]]:
+    if hasattr(optimizer, "param_groups"):
+        return type(optimizer).__name__, optimizer.param_groups
+    if isinstance(optimizer, tuple) and len(optimizer) == 2 and isinstance(optimizer[0], str):
+        name, given = optimizer
+        groups = [given] if isinstance(given, Mapping) else given
+        if isinstance(groups, Sequence) and groups and all(isinstance(group, Mapping) for group in groups):
+            return name, list(groups)
+    raise TypeError(
+        "from_torch: optimizer must be a torch.optim optimizer or a pair such as ('AdamW', {'lr': 1e-3}), "
+        f"got {optimizer!r}"
+    )
+
+
+def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> Chain:
+    """The chain of one group."""
+    if name in ("Adam", "AdamW"):  # PyTorch's AdamW is an Adam that has this set
+        name = "AdamW" if group.get("decoupled_weight_decay", name == "AdamW") else "Adam"
+    kind = _KINDS[name]
+    known = {*kind.arguments.split(), *_IMPLEMENTATION, *_BOOKKEEPING}
+    if name in ("Adam", "AdamW"):
+        known.add("decoupled_weight_decay")
+    if learning_rate is not None:
+        known.add("initial_lr")
+    if "initial_lr" in group.keys() - known:
+        raise ValueError(
+            "from_torch: initial_lr is what a learning-rate scheduler leaves behind; give the schedule, or the present "
+            f"lr ({float(group['lr']):g}), as learning_rate"
+        )
+    if unknown := sorted(group.keys() - known):
+        raise ValueError(
+            f"from_torch: hyperparameters of {name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}"
+        )
+    arguments = {key: group[key] for key in kind.arguments.split() if key in group}
+    if "betas" in arguments:
+        arguments["b1"], arguments["b2"] = arguments.pop("betas")
+    rate = arguments.pop("lr", None)
+    plain = {_RENAMED.get(key, key): _plain(value) for key, value in arguments.items()}
+    if learning_rate is not None or rate is not None:
+        plain["learning_rate"] = _plain(rate) if learning_rate is None else learning_rate
+    return kind.factory(**plain)
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python's; PyTorch takes tensors too."""
+    return value.item() if hasattr(value, "item") else value

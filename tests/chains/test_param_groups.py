@@ -1,0 +1,209 @@
+"""Groups of parameters: who belongs where, what a group sees, and what it costs to be frozen."""
+
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+from flax.training.train_state import TrainState
+
+from linkax.chains import ablations, adam, adamw, chain, diff, param_groups, sgd
+from linkax.transforms import add_l2_to_grad, matrices_only
+
+PARAMS = {
+    "body": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)},
+    "head": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)},
+}
+GRADS = jax.tree.map(lambda w: w + 1.0, PARAMS)
+GROUPS = {"body": adamw(1e-3), "head": sgd(0.1, momentum=0.9)}
+BY_TREE = {"body": "body", "head": "head"}
+
+
+def by_path(path, leaf):
+    return path.split("/")[0]
+
+
+def walk(tx, params=PARAMS, steps=3):
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [by_path, BY_TREE, {"body": "body", "head": {"kernel": "head", "bias": "head"}}],
+    ids=["function", "prefix", "mixed depth"],
+)
+def test_every_group_is_updated_by_its_own_chain_alone(labels):
+    found = walk(param_groups(GROUPS, labels))
+    for name, tx in GROUPS.items():
+        state, params = tx.init(PARAMS[name]), PARAMS[name]
+        for _ in range(3):
+            updates, state = tx.update(GRADS[name], state, params)
+            params = optax.apply_updates(params, updates)
+        chex.assert_trees_all_equal(found[name], params)
+
+
+def test_is_optaxs_partition():
+    ours = walk(param_groups(GROUPS, BY_TREE))
+    theirs = walk(optax.partition(GROUPS, jax.tree.map_with_path(lambda path, _: path[0].key, PARAMS)))
+    chex.assert_trees_all_equal(ours, theirs)
+
+
+def test_function_sees_path_and_leaf():
+    tx = param_groups(
+        {"decayed": adamw(1e-3, weight_decay=1.0), "plain": adam(1e-3)},
+        lambda path, leaf: "decayed" if leaf.ndim == 2 and path.endswith("kernel") else "plain",
+    )
+    masked = adamw(1e-3, weight_decay=1.0, weight_decay_mask=matrices_only)
+    chex.assert_trees_all_equal(walk(tx), walk(masked))
+
+
+def test_layer_wise_learning_rates_in_one_line():
+    params = {f"layer_{i}": jnp.ones(2) for i in range(3)}
+    tx = param_groups({f"layer_{i}": sgd(0.5**i) for i in range(3)}, lambda path, _: path)
+    updates, _ = tx.update(params, tx.init(params))
+    assert [float(updates[f"layer_{i}"][0]) for i in range(3)] == [-1.0, -0.5, -0.25]
+
+
+def test_each_group_has_its_own_schedule():
+    groups = {"body": sgd(lambda t: 1.0 + t), "head": sgd(lambda t: 10.0 + t)}
+    tx = param_groups(groups, BY_TREE)
+    state = tx.init(PARAMS)
+    _, state = tx.update(GRADS, state)
+    updates, _ = tx.update(GRADS, state)
+    np.testing.assert_array_equal(updates["body"]["bias"], -2 * GRADS["body"]["bias"])
+    np.testing.assert_array_equal(updates["head"]["bias"], -11 * GRADS["head"]["bias"])
+
+
+def test_a_frozen_group_keeps_its_values_and_has_no_state():
+    tx = param_groups({"body": optax.set_to_zero(), "head": adam()}, BY_TREE)
+    state = tx.init(PARAMS)
+    assert not jax.tree.leaves(state[0].inner_states["body"])
+    after = walk(tx)
+    chex.assert_trees_all_equal(after["body"], PARAMS["body"])
+    assert (after["head"]["kernel"] != PARAMS["head"]["kernel"]).all()
+
+
+def test_a_clip_in_front_sees_all_groups_and_one_inside_its_own():
+    clip = optax.clip_by_global_norm(1.0)
+    groups = {"body": sgd(1.0), "head": sgd(1.0)}
+    front = chain(clip, param_groups(groups, BY_TREE))
+    updates, _ = front.update(GRADS, front.init(PARAMS))
+    assert float(optax.tree.norm(updates)) == pytest.approx(1.0, rel=1e-6)  # a sum of a dozen squares in float32
+    inside = param_groups({name: chain(clip, tx) for name, tx in groups.items()}, BY_TREE)
+    updates, _ = inside.update(GRADS, inside.init(PARAMS))
+    assert float(optax.tree.norm(updates["body"])) == pytest.approx(1.0, rel=1e-6)
+    assert float(optax.tree.norm(updates["head"])) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_parameter_without_a_gradient_stays():
+    tx = param_groups(GROUPS, BY_TREE)
+    grads = {"body": {"kernel": None, "bias": GRADS["body"]["bias"]}, "head": GRADS["head"]}
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    assert updates["body"]["kernel"] is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"body": "body"}, "got another one for head/bias (None), head/kernel (None)"),
+        ({"body": "body", "head": "heda"}, "got another one for head/bias ('heda'), head/kernel ('heda')"),
+        (lambda path, leaf: None, "got another one for body/bias (None), body/kernel (None), head/bias (None)"),
+        ({**BY_TREE, "tail": "head"}, "got another one for no parameter; no parameter is at or below tail"),
+        ({**BY_TREE, "body": {"weight": "body"}}, "no parameter is at or below body/weight"),
+    ],
+)
+def test_every_parameter_must_have_one_group_and_all_that_do_not_are_listed(labels, message):
+    with pytest.raises(
+        ValueError, match="param_groups: labels must give every parameter one of the groups body, head"
+    ) as e:
+        param_groups(GROUPS, labels).init(PARAMS)
+    assert message in str(e.value)
+
+
+def test_what_is_no_group_is_refused():
+    with pytest.raises(ValueError, match="param_groups: groups must have at least one group, got {}"):
+        param_groups({}, BY_TREE)
+    for groups in ([adam()], {"a": adam}, {0: adam()}, {"a": None}):
+        with pytest.raises(TypeError, match="param_groups: groups must be a dictionary from names to chains, got"):
+            param_groups(groups, BY_TREE)
+
+
+def test_prints_and_compares_and_pickles():
+    tx = param_groups(GROUPS, BY_TREE)
+    text = repr(tx)
+    assert "├─ body\n" in text
+    assert "scale_by_momentum(decay=0.9, dampening=0.0, first_step='gradient')" in text
+    assert tx == param_groups(GROUPS, BY_TREE) != param_groups(GROUPS, {"body": "head", "head": "head"})
+    assert pickle.loads(pickle.dumps(tx)) == tx
+    assert "param" not in diff(tx, tx)
+
+
+def test_links_inside_groups_are_reached_by_name():
+    tx = param_groups({"body": adamw(1e-3), "head": adamw(1e-3)}, BY_TREE)
+    l2 = add_l2_to_grad(0.5)
+    swapped = tx.swap("head.decoupled_weight_decay", l2)
+    head = adamw(1e-3).swap("decoupled_weight_decay", l2)
+    assert swapped == param_groups({"body": adamw(1e-3), "head": head}, BY_TREE)
+    with pytest.raises(ValueError, match="2 links are called 'decoupled_weight_decay'"):
+        tx.swap("decoupled_weight_decay", l2)
+    dropped = tx.drop("decoupled_weight_decay")
+    assert dropped == param_groups(dict.fromkeys(GROUPS, adam(1e-3)), BY_TREE)
+
+
+def test_ablations_go_group_by_group():
+    tx = param_groups({"body": optax.set_to_zero(), "head": adamw(1e-3)}, BY_TREE)
+    found = ablations(tx)
+    assert set(found) == {f"head: {name}" for name in ablations(adamw(1e-3))}
+    for name, ablated in ablations(adamw(1e-3)).items():
+        expected = param_groups({"body": optax.set_to_zero(), "head": ablated}, BY_TREE)
+        chex.assert_trees_all_equal(walk(found[f"head: {name}"]), walk(expected))
+
+
+def test_in_flax_linen_and_jit():
+    model = nn.Sequential([nn.Dense(3), nn.Dense(1)])
+    x = jnp.ones((4, 2))
+    params = model.init(jax.random.key(0), x)
+    tx = param_groups(
+        {"first": optax.set_to_zero(), "rest": adamw(1e-2)}, {"params": {"layers_0": "first", "layers_1": "rest"}}
+    )
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+    @jax.jit
+    def step(state):
+        return state.apply_gradients(grads=jax.grad(lambda p: (state.apply_fn(p, x) ** 2).mean())(state.params))
+
+    after = step(step(state))
+    chex.assert_trees_all_equal(after.params["params"]["layers_0"], params["params"]["layers_0"])
+    assert (after.params["params"]["layers_1"]["kernel"] != params["params"]["layers_1"]["kernel"]).all()
+
+
+def test_in_flax_nnx():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.body, self.head = (nnx.Linear(2, 2, rngs=nnx.Rngs(0)) for _ in range(2))
+
+        def __call__(self, x):
+            return self.head(self.body(x))
+
+    model = Model()
+    before = model.body.kernel[...]
+    tx = param_groups({"body": optax.set_to_zero(), "head": adamw(1e-2)}, lambda path, _: path.split("/")[0])
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((3, 2))) ** 2).mean())(model))
+
+    head = model.head.kernel[...]
+    step(model, optimizer)
+    np.testing.assert_array_equal(model.body.kernel[...], before)
+    assert (model.head.kernel[...] != head).any()

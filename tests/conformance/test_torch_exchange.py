@@ -1,0 +1,277 @@
+"""State moves from the installed PyTorch to a chain and back, and training goes on as if it had not."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from linkax.chains import adam, adamw, chain, migrate, param_groups, sgd
+from linkax.chains.torch_interop import (
+    export_params,
+    export_state,
+    from_torch,
+    import_params,
+    import_state,
+    torch_labels,
+)
+
+from .cases import RECORDED, chain_like
+
+torch = pytest.importorskip("torch", reason="compares with the installed PyTorch")
+
+STEPS = 12
+# Both frameworks round once or twice an operation in float64 (1e-16), over two dozen steps.
+TOLERANCE = 1e-12
+NAMES = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "fc.weight", "fc.bias")
+SHAPES = ((4, 2, 3, 3), (4,), (4,), (4,), (5, 4), (5,))
+PATHS = ("conv/kernel", "conv/bias", "norm/scale", "norm/bias", "fc/kernel", "fc/bias")
+
+
+@pytest.fixture(autouse=True)
+def float64(x64):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # NAdam keeps its product of momenta in the default dtype
+    yield
+    torch.set_default_dtype(default)
+
+
+class Walk:
+    """A PyTorch optimizer and a chain on the same gradients."""
+
+    def __init__(self, seed: int = 0):
+        self.rng = np.random.default_rng(seed)
+        self.weights = {
+            name: torch.nn.Parameter(torch.from_numpy(self.rng.normal(size=shape)))
+            for name, shape in zip(NAMES, SHAPES)
+        }
+
+    def params(self):
+        like = {"params": {"conv": {}, "norm": {}, "fc": {}}}
+        for path, shape in zip(PATHS, ((3, 3, 2, 4), (4,), (4,), (4,), (4, 5), (5,))):
+            module, leaf = path.split("/")
+            like["params"][module][leaf] = jnp.zeros(shape)
+        return import_params(like, self.weights)
+
+    def named(self, *names):
+        return [(name, self.weights[name]) for name in names or NAMES]
+
+    def step_torch(self, *optimizers):
+        """One step there; returns the gradients for here."""
+        grads = {name: self.rng.normal(size=shape) for name, shape in zip(NAMES, SHAPES)}
+        for name, weight in self.weights.items():
+            weight.grad = torch.from_numpy(grads[name].copy())
+        for optimizer in optimizers:
+            optimizer.step()
+        return import_params(self.params(), grads)
+
+    def assert_same(self, params):
+        for name, ours in export_params(params).items():
+            theirs = self.weights[name].detach().numpy()
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
+
+
+def train_on(walk, tx, params, state, *optimizers):
+    update = jax.jit(tx.update)
+    for _ in range(STEPS):
+        grads = walk.step_torch(*optimizers)
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        walk.assert_same(params)
+    return params, state
+
+
+def saved(state_dict):
+    """Through a file, as a user has it."""
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("after", [0, 7])
+@pytest.mark.parametrize(("name", "arguments"), RECORDED)
+def test_there_and_back(name, arguments, after):
+    walk = Walk()
+    optimizer = getattr(torch.optim, name)(walk.named(), **arguments)
+    for _ in range(after):
+        walk.step_torch(optimizer)
+    tx, params = from_torch(optimizer), walk.params()
+    assert tx == chain_like(name, arguments)
+    state = import_state(tx, params, saved(optimizer.state_dict()))
+    params, state = train_on(walk, tx, params, state, optimizer)
+
+    back = getattr(torch.optim, name)(walk.named(), **arguments)
+    exported = saved(export_state(tx, params, state, back))
+    back.load_state_dict(exported)
+    train_on(walk, tx, params, state, back)
+
+
+def test_several_groups_with_hyperparameters_of_their_own():
+    walk = Walk()
+    groups = [
+        {"params": walk.named(*NAMES[:4]), "lr": 1e-3},
+        {"params": walk.named(*NAMES[4:]), "lr": 1e-2, "betas": (0.8, 0.99), "weight_decay": 0.3, "amsgrad": True},
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    for _ in range(5):
+        walk.step_torch(optimizer)
+    state_dict = saved(optimizer.state_dict())
+    params = walk.params()
+    with pytest.raises(ValueError, match="from_torch: labels must say which of the 2 groups"):
+        from_torch(optimizer)
+    tx = from_torch(("AdamW", state_dict["param_groups"]), torch_labels(state_dict["param_groups"]))
+    params, state = train_on(walk, tx, params, import_state(tx, params, state_dict), optimizer)
+    back = torch.optim.AdamW(groups)
+    back.load_state_dict(saved(export_state(tx, params, state, back)))
+    train_on(walk, tx, params, state, back)
+
+
+def test_unnamed_parameters_go_by_an_explicit_order():
+    walk = Walk()
+    optimizer = torch.optim.Adam(walk.weights.values())
+    walk.step_torch(optimizer)
+    tx, params = from_torch(optimizer), walk.params()
+    with pytest.raises(ValueError, match="import_state: order must list the parameters' names"):
+        import_state(tx, params, optimizer.state_dict())
+    with pytest.raises(ValueError, match="import_state: order must have 6 different names"):
+        import_state(tx, params, optimizer.state_dict(), order=NAMES[:5])
+    state = import_state(tx, params, optimizer.state_dict(), order=NAMES)
+    params, state = train_on(walk, tx, params, state, optimizer)
+    back = torch.optim.Adam(walk.weights.values())
+    back.load_state_dict(export_state(tx, params, state, back, order=NAMES))
+    train_on(walk, tx, params, state, back)
+
+
+def test_a_schedule_goes_on_where_it_was():
+    walk = Walk()
+    optimizer = torch.optim.SGD(walk.named(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
+    for _ in range(4):
+        walk.step_torch(optimizer)
+        scheduler.step()
+    with pytest.raises(ValueError, match="from_torch: initial_lr is what a learning-rate scheduler leaves behind"):
+        from_torch(optimizer)
+    tx = from_torch(optimizer, learning_rate=optax.exponential_decay(0.1, 1, 0.9))
+    params = walk.params()
+    with pytest.raises(ValueError, match="steps must be given"):
+        import_state(tx, params, optimizer.state_dict())
+    state = import_state(tx, params, optimizer.state_dict(), steps=4)
+    for _ in range(STEPS):
+        updates, state = tx.update(walk.step_torch(optimizer), state, params)
+        params = optax.apply_updates(params, updates)
+        scheduler.step()
+        walk.assert_same(params)
+
+
+def test_clipping_in_front_of_an_imported_chain_keeps_its_state():
+    walk = Walk()
+    optimizer = torch.optim.Adam(walk.named())
+    walk.step_torch(optimizer)
+    tx, params = chain(optax.clip_by_global_norm(1e9), from_torch(optimizer)), walk.params()
+    train_on(walk, tx, params, import_state(tx, params, optimizer.state_dict()), optimizer)
+
+
+def test_a_group_added_in_mid_run_is_pytorchs_add_param_group():
+    walk = Walk()
+    optimizer = torch.optim.AdamW(walk.named(*NAMES[4:]), lr=1e-2)
+    labels = {"params": {"conv": "body", "norm": "body", "fc": "head"}}
+    frozen = param_groups({"body": optax.set_to_zero(), "head": adamw(1e-2)}, labels)
+    params = walk.params()
+    params, state = train_on(walk, frozen, params, frozen.init(params), optimizer)
+
+    optimizer.add_param_group({"params": walk.named(*NAMES[:4]), "lr": 1e-3, "weight_decay": 0.1})
+    thawed = param_groups({"body": adamw(1e-3, weight_decay=0.1), "head": adamw(1e-2)}, labels)
+    migration = migrate(frozen, state, thawed, params)
+    assert not migration.dropped
+    assert not migration.mixed
+    assert all(one.startswith("body.") for one in migration.created)
+    train_on(walk, thawed, params, migration.state, optimizer)
+
+
+def test_everything_that_does_not_fit_is_listed_at_once():
+    walk = Walk()
+    optimizer = torch.optim.Adam(walk.named())
+    walk.step_torch(optimizer)
+    state_dict = optimizer.state_dict()
+    params = walk.params()
+    params["params"]["fc"]["kernel"] = jnp.zeros((3, 5))
+    params["params"]["new"] = {"bias": jnp.zeros(2)}
+    del params["params"]["conv"]["bias"]
+    state_dict["state"][2]["step"] = torch.tensor(5.0)
+    with pytest.raises(ValueError, match="import_state: the state must fit") as error:
+        import_state(adam(amsgrad=True), params, state_dict)
+    text = str(error.value)
+    assert "PyTorch has conv.bias, and no parameter is called so" in text
+    assert "exp_avg of fc.weight has the shape (5, 4), in JAX (4, 5), instead of (3, 5)" in text
+    assert "the state of conv.weight has no max_exp_avg_sq" in text
+    assert "PyTorch's optimizer has no parameter for first.scale_by_momentum.mu params/new/bias" in text or (
+        "PyTorch's optimizer has no parameter for second.running_max.nu_max params/new/bias" in text
+    )
+    assert "the parameters of a group must have the same step" in text
+
+
+def test_another_optimizers_state_is_refused():
+    walk = Walk()
+    optimizer = torch.optim.Adam(walk.named())
+    walk.step_torch(optimizer)
+    for tx in (sgd(0.1), sgd(0.1, momentum=0.9), adam(amsgrad=True), adam().drop("first.scale_by_momentum")):
+        with pytest.raises(ValueError, match="import_state: the state must fit"):
+            import_state(tx, walk.params(), optimizer.state_dict())
+    with pytest.raises(ValueError, match="PyTorch keeps nothing like chain.0.mu"):
+        import_state(optax.adam(1e-3), walk.params(), optimizer.state_dict())
+
+
+def test_groups_must_correspond():
+    walk = Walk()
+    optimizer = torch.optim.Adam([{"params": walk.named(*NAMES[:4])}, {"params": walk.named(*NAMES[4:])}])
+    walk.step_torch(optimizer)
+    with pytest.raises(ValueError, match=r"the parameters of the chain are in several groups of PyTorch's, \[0, 1\]"):
+        import_state(adam(), walk.params(), optimizer.state_dict())
+    labels = {"params": {"conv": "a", "norm": "b", "fc": "c"}}
+    tx = param_groups(dict.fromkeys("abc", adam()), labels)
+    with pytest.raises(ValueError, match="the parameters of PyTorch's group 0 are in both a and b"):
+        import_state(tx, walk.params(), optimizer.state_dict())
+
+
+def test_export_checks_what_pytorch_does_not():
+    walk = Walk()
+    params = walk.params()
+    optimizer = torch.optim.SGD(walk.named(), momentum=0.9)
+    _, state = adam().update(params, adam().init(params), params)
+    with pytest.raises(ValueError, match="export_state: .*\n.*exp_avg"):
+        export_state(adam(), params, state, optimizer)
+    smaller = jax.tree.map(lambda w: w[..., :2], params)
+    _, state = adam().update(smaller, adam().init(smaller), smaller)
+    with pytest.raises(ValueError, match="exp_avg of fc.bias is"):
+        export_state(adam(), smaller, state, torch.optim.Adam(walk.named()))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam"])
+def test_every_argument_of_pytorchs_optimizers_is_understood(name):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = getattr(torch.optim, name)([weight], lr=0.01)
+    assert from_torch(optimizer) == chain_like(name, {"lr": 0.01})
+    for switch in ("foreach", "fused", "capturable", "differentiable"):
+        optimizer.param_groups[0][switch] = True  # how it computes
+    assert from_torch((name, optimizer.state_dict()["param_groups"])) == chain_like(name, {"lr": 0.01})
+    optimizer.param_groups[0]["lookahead"] = 5
+    with pytest.raises(ValueError, match=f"from_torch: hyperparameters of {name} must be of .*, got lookahead"):
+        from_torch(optimizer)
+
+
+def test_tensors_as_hyperparameters_and_another_way_to_say_adamw():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([weight], lr=torch.tensor(0.25), decoupled_weight_decay=True, weight_decay=0.5)
+    assert from_torch(optimizer) == adamw(0.25, weight_decay=0.5)
+
+
+def test_what_is_no_optimizer_of_ours_is_refused():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got Rprop"):
+        from_torch(torch.optim.Rprop([weight]))
+    for wrong in ("Adam", ("Adam",), ("Adam", 3), ("Adam", []), None, 1):
+        with pytest.raises(TypeError, match="from_torch: optimizer must be a torch.optim optimizer or a pair"):
+            from_torch(wrong)
