@@ -4,11 +4,11 @@ The grid has 8 learning rates × 8 decays × {L2, decoupled}: 128 trainings of a
 scikit-learn's digits. All contenders begin with the same weights and take the same batches, and nothing is reported
 unless their test accuracies agree. They take turns, each in a process of its own; medians of `--repeats` such rounds.
 
-    linkax                 one call of `sweep`
+    linkax                 one call of `sweep`, which keeps all cores busy; the loops run one training at a time
     Optax, jitted once     a loop over one jitted training for each kind of decay, with `optax.inject_hyperparams`
     Optax, jitted anew     a loop that jits each configuration, as one gets it from a function of Python numbers
     PyTorch                a loop over trainings as its documentation writes them, with its defaults
-    PyTorch, fused         the same with `fused=True` and a single thread: its fastest way with a network this small
+    PyTorch, fused         the same with `fused=True` and a single thread, the fastest of its switches here
 
     python benchmarks/sweep.py                      # everything: a quarter of an hour
     python benchmarks/sweep.py --repeats 1 --check  # fails if sweep is not 10 times as fast as PyTorch, with compiling,
@@ -52,7 +52,8 @@ from tqdm import tqdm
 from linkax.chains import adam, adamw, sweep
 
 BATCH, HIDDEN = 32, 200
-AGREEMENT = 1.0  # percentage points: the median difference of the accuracies; rounding alone changes some test images
+# Percentage points: the median difference of the accuracies, for each kind of decay; rounding moves some images.
+AGREEMENT = 1.0
 FASTER_THAN_PYTORCH = 10
 SIZES = (16, 64, 256, 1024)
 
@@ -256,7 +257,9 @@ def compare(results: dict[str, Result]) -> list[str]:
     first = results["linkax"]
     lines = [f"{'':<18}  {'seconds':>7}  {'compiling':>9}  {'/ linkax':>8}  {'without':>7}  {'MiB':>5}  {'before':>6}"]
     for name, it in results.items():
-        apart = statistics.median(abs(a - b) for a, b in zip(it.accuracies, first.accuracies))
+        pairs = list(zip(it.accuracies, first.accuracies))
+        kinds = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]  # of decay: one of them wrong must not hide
+        apart = max(statistics.median(abs(a - b) for a, b in kind) for kind in kinds)
         if apart > AGREEMENT:
             sys.exit(f"{name} is {apart:.2f} percentage points away from linkax: it trains something else")
         ratios = f"{it.seconds / first.seconds:8.2f}  {it.running / first.running:7.2f}"

@@ -5,6 +5,7 @@ from ._adadelta import adadelta as adadelta
 from ._adagrad import adagrad as adagrad
 from ._adam import adam as adam
 from ._adamw import adamw as adamw
+from ._apply import apply_updates as apply_updates
 from ._chain import Chain as Chain
 from ._chain import chain as chain
 from ._diff import diff as diff
@@ -17,4 +18,5 @@ from ._nadam import nadam as nadam
 from ._param_groups import param_groups as param_groups
 from ._rmsprop import rmsprop as rmsprop
 from ._sgd import sgd as sgd
+from ._sparse_adam import sparse_adam as sparse_adam
 from ._sweep import sweep as sweep

@@ -4,14 +4,16 @@ Chains never change; `swap`, `drop` and `add` return new ones.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import optax
 
 from linkax.transforms import Link
 from linkax.transforms._link import recall, remember
+from linkax.transforms._rows import has_rows, update_rows
 
 from ._parts import Part, Path, flatten, inside, parts, rewrite, with_inside
-from ._places import check_places, own_index
+from ._places import check_places, check_rows, own_index
 from ._tree import tree_html, tree_text
 
 
@@ -204,6 +206,9 @@ def chain(*links: optax.GradientTransformation) -> Chain:
         ValueError: If a link stands where it cannot mean what it is called: weight decay on the wrong side of the
             moments or of the learning rate, a second learning rate, or a second moment in front of the learning rate.
 
+    A chain takes row-sparse gradients (`row_gradient`) if all of its links can: those of `sgd` without momentum, of
+    `adagrad` and of `sparse_adam`. It then reads and writes the touched rows only.
+
     Differences:
         The states of nested chains are one flat tuple here, nested ones in Optax.
 
@@ -223,7 +228,14 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     flat = flatten("chain: an argument", *links)
     check_places(flat)
     tx = optax.chain(*flat) if flat else optax.with_extra_args_support(optax.identity())
-    self = Chain(tx.init, tx.update)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        if has_rows(updates) and [link.name for link in flat] != ["partition"]:  # its groups look for themselves
+            check_rows(flat)
+            return update_rows(tx, updates, state, params, **extra_args)
+        return tx.update(updates, state, params, **extra_args)
+
+    self = Chain(tx.init, update)
     self.links = flat
     remember(self)
     return self

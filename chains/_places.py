@@ -6,6 +6,8 @@ Links keep that order, but for one exception: a moment may follow the learning r
 
 from linkax.transforms import Link
 
+from ._parts import parts
+
 _ORDER = ("gradient", "moment", "step", "learning rate", "update")
 
 
@@ -79,3 +81,20 @@ def _hint(earlier: Link, later: Link) -> str:
 
 def _names(links: tuple[Link, ...]) -> str:
     return ", ".join(link.name for link in links)
+
+
+def check_rows(links: tuple[Link, ...]) -> None:
+    """Raises if a link cannot take row-sparse gradients."""
+    every = list(parts(links))
+    lazy = [part.path for part in every if part.link.name == "lazy"]
+    wrong = [
+        part.name
+        for part in every
+        if not part.link.is_row_local and not any(part.path[: len(path)] == path for path in lazy)
+    ]
+    if wrong:
+        raise TypeError(
+            f"Chain.update: {', '.join(wrong)} cannot take row-sparse gradients and leave the other rows alone; sgd "
+            "(without momentum), adagrad and sparse_adam can (without weight decay), also beside other chains in "
+            "param_groups; lazy(...) around a moment lets rows rest; .todense() makes the gradient an ordinary one"
+        )

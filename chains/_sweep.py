@@ -6,12 +6,14 @@ import importlib.metadata
 import inspect
 import json
 import math
+import numbers
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -63,7 +65,9 @@ def sweep(
             one after the other is as fast, and all on an accelerator. Compilers round differently for different
             batches, so results are the same to the last bit only for the same batch size.
         file: Where to keep the results, as NetCDF. An interrupted sweep that is called again with the same file goes on
-            after the last finished chunk, and a finished one is read. Several hosts need one that all of them see.
+            after the last finished chunk, and a finished one is read. Several hosts need one that all of them see. What
+            tells a sweep from another is its computation; a callback into Python (`jax.pure_callback`) counts as the
+            same whatever it does.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -107,7 +111,7 @@ def sweep(
     axes = _axes(grid)
     functions = _functions(run, axes, variants)
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
             raise ValueError(f"sweep: {name} must be a whole number of at least 1 or None, got {count!r}")
     path = None if file is None else pathlib.Path(file)
     if path is not None and not path.parent.is_dir():
@@ -121,7 +125,10 @@ def sweep(
             raise ValueError(f"sweep: names must be without '/', which NetCDF has another use for, got {slashed}")
         check_shared(path)
         if path.exists():
-            table = xarray.load_dataset(path, engine="h5netcdf")
+            try:
+                table = xarray.load_dataset(path, engine="h5netcdf")
+            except OSError as error:
+                raise ValueError(f"sweep: file must be new or hold this sweep, got {str(path)!r}: {error}") from None
             refuse_another(str(table.attrs.get("fingerprint")), described["fingerprint"], path)
             return table
 
@@ -176,20 +183,26 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise ValueError(f"sweep: grid must be a dictionary with at least one axis, got {grid!r}")
     axes = {}
     for name, values in grid.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"sweep: an axis must be called like an argument of a function, got {name!r}")
         if name in _OWN_NAMES:
             raise ValueError(f"sweep: an axis must not be called {' or '.join(_OWN_NAMES)}, got {name!r}")
         try:
             axis = np.asarray(values if hasattr(values, "__array__") else list(values))
         except (TypeError, ValueError):  # no sequence, or sequences of several lengths
             raise TypeError(f"sweep: axis {name!r} must be a sequence of numbers, got {values!r}") from None
+        if np.ma.is_masked(values):
+            raise TypeError(f"sweep: axis {name!r} must be without masked values, got {values!r}")
+        if jnp.issubdtype(axis.dtype, jnp.floating) and axis.dtype.itemsize < 4:
+            axis = axis.astype(np.float32)  # also those that NumPy does not know, such as bfloat16
         if axis.ndim != 1 or axis.size == 0:
             raise ValueError(f"sweep: axis {name!r} must have one dimension and at least one value, got {values!r}")
         if axis.dtype.kind not in "biuf":
             raise TypeError(f"sweep: axis {name!r} must be numeric, got {values!r}")
-        dtype = np.dtype(np.float32) if axis.dtype == np.float16 else jax.dtypes.canonicalize_dtype(axis.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(axis.dtype)
         with np.errstate(over="ignore"):
             axes[name] = axis.astype(dtype)
-        if not np.allclose(axes[name], axis, rtol=1e-6, atol=1e-37, equal_nan=True):
+        if not np.allclose(axes[name], axis, rtol=1e-6, atol=0, equal_nan=True):
             raise ValueError(f"sweep: axis {name!r} must fit into {dtype}, got {values!r}; or enable jax_enable_x64")
         if len(np.unique(axes[name])) < len(axis):
             raise ValueError(f"sweep: axis {name!r} must have every value once (as {dtype}), got {values!r}")
@@ -199,6 +212,10 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _functions(
     run: Callable[..., Metrics], axes: Mapping[str, np.ndarray], variants: Mapping[str, Variant] | None
 ) -> dict[str, _Function]:
+    if variants is not None and not isinstance(variants, Mapping):
+        raise TypeError(f"sweep: variants must be a dictionary from names to chains, got {variants!r}")
+    if strangers := [name for name in variants or () if not isinstance(name, str)]:
+        raise TypeError(f"sweep: variants must be called by texts, got {strangers}")
     if variants is not None and not variants:
         raise ValueError(f"sweep: variants must be None or have at least one chain, got {variants!r}")
     run_takes = _parameters("run", run, axes, skip=0 if variants is None else 1)
@@ -225,7 +242,13 @@ def _parameters(what: str, function: Any, axes: Mapping[str, Any], skip: int = 0
     """The axes that a function takes, from its signature; the first `skip` parameters are not axes."""
     if not callable(function):
         raise TypeError(f"sweep: {what} must be a chain or a function, got {function!r}")
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    parameters = list(inspect.signature(function).parameters.values())
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_position) < skip:
+        raise ValueError(f"sweep: {what} must take the chain as its first argument, got {function!r}")
+    parameters = [p for p in parameters if p not in by_position[:skip]]
+    if unnamed := [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]:
+        raise ValueError(f"sweep: {what} must take the axes by name, got {', '.join(unnamed)} by position")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return list(axes)
     unknown = [p.name for p in parameters if p.name not in axes and p.default is p.empty]
@@ -247,6 +270,8 @@ def _dims(
             )
     if taken := first.metrics.keys() & {*axes, *_OWN_NAMES}:
         raise ValueError(f"sweep: a metric must not be called like an axis, variant or diverged, got {sorted(taken)}")
+    if not all(first.metrics):
+        raise ValueError(f"sweep: a metric must have a name, got {list(first.metrics)}")
     if unknown := metric_dims.keys() - first.metrics.keys():
         raise ValueError(
             f"sweep: metric_dims must name metrics, got {sorted(unknown)}; run returns {list(first.metrics)}"

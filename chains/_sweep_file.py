@@ -59,10 +59,17 @@ class Progress:
             np.savez(stream, allow_pickle=False, fingerprint=np.array(self._fingerprint), **self._arrays())
 
     def _load(self, partial: pathlib.Path) -> None:
-        with np.load(partial) as saved:
-            refuse_another(str(saved["fingerprint"]), self._fingerprint, partial)
-            for key, array in self._arrays().items():
-                array[...] = saved[key]
+        try:
+            with np.load(partial) as file:
+                saved = dict(file)
+            fingerprint = str(saved["fingerprint"])
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"sweep: {str(partial)!r} must be a sweep's, got {error}; remove it to begin anew"
+            ) from None
+        refuse_another(fingerprint, self._fingerprint, partial)
+        for key, array in self._arrays().items():
+            array[...] = saved[key]
 
 
 def _replace(file: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:

@@ -43,34 +43,44 @@ class Points:
         """Yields the metrics of the points at flat `indices`, a chunk at a time: which indices, and their metrics."""
         if len(indices) == 0:
             return
-        # Of the whole grid, not of what is left of it: a sweep that goes on must compute as it would have.
-        points = math.prod(len(values) for values in self._axes.values())
-        lanes = _lanes()
-        size, batch = _defaults(points, lanes, chunk_size, batch_size)
-        size = _whole(min(size, len(indices)), lanes * batch)
-        compiled = self._compile(size // lanes, batch)
+        size, batch, lanes = _defaults(self._size, chunk_size, batch_size)
+        compiled = self._compile(_room(size // lanes, batch), batch)
         if chunk_size is None and (fitting := _fitting(compiled[0], size, lanes)) < size:
-            devices = jax.device_count()
-            lanes = max(devices, min(lanes, fitting // devices * devices))
+            lanes = min(lanes, _whole_devices(fitting))
             batch = batch if batch_size else max(1, min(batch, fitting // lanes))
             size = max(1, fitting // (lanes * batch)) * lanes * batch
-            compiled = self._compile(size // lanes, batch)
+            compiled = self._compile(_room(size // lanes, batch), batch)
         for start in range(0, len(indices), size):
             chunk = indices[start : start + size]
-            # The last chunk is filled up with its own last point: another length would mean another compilation.
-            padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk))])
-            yield chunk, {name: values[: len(chunk)] for name, values in self._call(compiled, padded, lanes).items()}
+            yield chunk, self._call(compiled, chunk, _room(size // lanes, batch), batch, lanes)
+
+    @property
+    def _size(self) -> int:
+        """The points of the whole grid, whatever is left of it: a sweep that goes on must compute as it would have."""
+        return math.prod(len(values) for values in self._axes.values())
 
     def _compile(self, size: int, batch: int) -> list[Any]:
-        """A program for `size` points, the same for every device of this host.
+        """A program for up to `size` points, the same for every device of this host.
 
-        One program for all devices would round differently for their number.
+        One program for all devices would round differently for their number. How many batches there are, it learns
+        when it is called, and there is room for two at least: where the compiler knows that there is only one, it makes
+        another program of it, which rounds otherwise.
         """
 
-        def block(values):  # what one device does: batches one after the other, the points of a batch side by side
-            batches = jax.tree.map(lambda column: column.reshape(-1, batch), values)
-            metrics = jax.lax.map(jax.vmap(self._function) if batch > 1 else self._one, batches)
-            return jax.tree.map(lambda metric: metric.reshape(len(metric) * batch, *metric.shape[2:]), metrics)
+        def block(values, batches):  # what one lane does: batches one after the other, the points of a batch together
+            def step(at, metrics):
+                points = {
+                    name: jax.lax.dynamic_slice_in_dim(column, at * batch, batch) for name, column in values.items()
+                }
+                found = jax.vmap(self._function)(points) if batch > 1 else self._one(points)
+                return jax.tree.map(
+                    lambda every, its: jax.lax.dynamic_update_slice_in_dim(every, its, at * batch, axis=0),
+                    metrics,
+                    found,
+                )
+
+            start = {name: jnp.zeros((size, *like.shape), like.dtype) for name, like in self.metrics.items()}
+            return jax.lax.fori_loop(0, batches, step, start)
 
         jitted = jax.jit(block)
         lowered = [
@@ -78,29 +88,39 @@ class Points:
                 {
                     name: jax.ShapeDtypeStruct((size,), values.dtype, sharding=SingleDeviceSharding(device))
                     for name, values in self._axes.items()
-                }
+                },
+                jax.ShapeDtypeStruct((), np.int32, sharding=SingleDeviceSharding(device)),
             )
             for device in jax.local_devices()
         ]
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda program: program.compile(), lowered))
 
-    def _call(self, compiled: list[Any], indices: np.ndarray, lanes: int) -> dict[str, np.ndarray]:
-        """The metrics at flat indices, of which every lane of every host does an equal share."""
+    def _call(
+        self, compiled: list[Any], indices: np.ndarray, size: int, batch: int, lanes: int
+    ) -> dict[str, np.ndarray]:
+        """The metrics at flat indices, which the lanes of all hosts share evenly, at most `size` each."""
         unraveled = np.unravel_index(indices, [len(values) for values in self._axes.values()])
         columns = {name: values[at] for at, (name, values) in zip(unraveled, self._axes.items())}
-        own = lanes // jax.process_count()  # the shares of a device follow each other
-        shares = np.split(np.arange(len(indices)), lanes)[jax.process_index() * own :][:own]
-
-        def one(lane: int) -> dict[str, np.ndarray]:
+        shares = np.array_split(np.arange(len(indices)), lanes)
+        own = lanes // jax.process_count()  # the lanes of a device follow each other
+        calls = []
+        for lane, share in enumerate(shares[jax.process_index() * own :][:own]):
             at = lane * len(compiled) // own
-            share = {name: column[shares[lane]] for name, column in columns.items()}
-            return jax.device_get(compiled[at](jax.device_put(share, jax.local_devices()[at])))
-
+            padded = np.zeros(size, int)
+            padded[: len(share)] = share
+            padded[len(share) :] = share[-1] if len(share) else 0  # fills up the last batch
+            values = {name: column[padded] for name, column in columns.items()}
+            arguments = values, np.int32(-(-len(share) // batch))
+            calls.append((compiled[at], jax.device_put(arguments, jax.local_devices()[at])))
+        # Threads have JAX's settings of the whole process, not those of a `with` around the sweep, so they only run.
         with ThreadPoolExecutor(own) as pool:
-            found = list(pool.map(one, range(own)))
-        metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-        return multihost_utils.process_allgather(metrics, tiled=True)
+            results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1])), calls))
+        found = jax.device_get(results)
+        every = multihost_utils.process_allgather(jax.tree.map(lambda *parts: np.stack(parts), *found), tiled=True)
+        return jax.tree.map(
+            lambda metric: np.concatenate([lane[: len(share)] for lane, share in zip(metric, shares)]), every
+        )
 
     def _one(self, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """A batch of one point, without the batch dimension that `vmap` would carry through all matrix products."""
@@ -108,36 +128,36 @@ class Points:
         return jax.tree.map(lambda metric: metric[None], metrics)
 
 
-def _defaults(points: int, lanes: int, chunk_size: int | None, batch_size: int | None) -> tuple[int, int]:
-    """How many points to run in one call, and how many of them side by side.
+def _defaults(points: int, chunk_size: int | None, batch_size: int | None) -> tuple[int, int, int]:
+    """How many points to run in one call, how many of them side by side, and in how many lanes at the same time.
 
-    A CPU's core runs points as fast one after the other, and then sixteen chunks keep the progress bar moving at no
-    cost; an accelerator is only busy with many side by side.
+    A lane is a device, or on CPUs a core: a CPU device is all cores of its host, but a small network keeps only one of
+    them busy. A CPU's core runs points as fast one after the other, and then sixteen chunks keep the progress bar
+    moving at no cost; an accelerator is only busy with many side by side.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = min(points, chunk_size or (-(-points // 16) if on_cpu else points))
-    return size, min(points, batch_size or (1 if on_cpu else -(-size // lanes)))
+    batch = min(points, batch_size or (1 if on_cpu else -(-size // jax.device_count())))
+    lanes = jax.device_count()
+    if on_cpu:
+        cores = int(multihost_utils.process_allgather(np.asarray(_cores())).min())  # hosts must share the points alike
+        lanes *= max(1, cores // jax.local_device_count())
+        lanes = min(lanes, _whole_devices(-(-size // batch)))
+    return -(-size // (lanes * batch)) * lanes * batch, batch, lanes
 
 
-def _lanes() -> int:
-    """How many programs run at the same time on all hosts: one a device, or on CPUs one a core.
+def _room(size: int, batch: int) -> int:
+    return max(size, 2 * batch)
 
-    A CPU device is all cores of its host, but a small network keeps only one of them busy.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.device_count()
-    cores = int(multihost_utils.process_allgather(np.asarray(_cores())).min())  # hosts must share the points alike
-    return jax.device_count() * max(1, cores // jax.local_device_count())
+
+def _whole_devices(lanes: int) -> int:
+    """Not more lanes than that, but the same number for every device, and one at least."""
+    return max(1, lanes // jax.device_count()) * jax.device_count()
 
 
 def _cores() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _whole(size: int, share: int) -> int:
-    """The size rounded up to whole shares."""
-    return -(-size // share) * share
 
 
 def _fitting(compiled: Any, size: int, lanes: int) -> int:
@@ -161,11 +181,14 @@ def _numeric(metrics: Any) -> dict[str, jax.Array]:
 
 
 def _storable(name: str, value: jax.Array) -> jax.Array:
-    """The metric in a dtype that NumPy and NetCDF have too: float32 for anything shorter."""
+    """The metric in a dtype that NumPy and NetCDF have too: float32 or int8 for anything shorter."""
     if not jnp.issubdtype(value.dtype, jnp.number) and value.dtype != bool:
         raise TypeError(f"sweep: metric {name!r} must be a number or an array of numbers, got {value!r}")
-    is_short = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
-    return value.astype(jnp.float32) if is_short else value
+    if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
+        return value.astype(jnp.float32)
+    if jnp.issubdtype(value.dtype, jnp.integer) and jnp.iinfo(value.dtype).bits < 8:
+        return value.astype(jnp.int8)  # holds all of uint4
+    return value
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:

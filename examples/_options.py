@@ -4,6 +4,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+SUFFIXES = (".png", ".svg", ".pdf")
+
 
 class Options(argparse.ArgumentParser):
     """A parser with `--quick` and `--out`, and with counts that have one default for each of the two."""
@@ -30,4 +32,8 @@ class Options(argparse.ArgumentParser):
                 self.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
         folder = Path(tempfile.gettempdir()) if args.quick else Path(__file__).parent
         args.out = args.out or folder / self._picture
+        if args.out.suffix not in SUFFIXES or not args.out.parent.is_dir():
+            self.error(
+                f"--out must be a file in a folder that exists, ending in {' or '.join(SUFFIXES)}, got {args.out}"
+            )
         return args

@@ -95,7 +95,7 @@ def draw(means: dict[str, np.ndarray], learning_rates: list[float], title: str, 
         axes.set_yticks(range(len(mean)), [f"{rate:g}" for rate in learning_rates])
         axes.set(title=f"Adam with {kind} decay", xlabel="weight decay λ")
     panels[0].set_ylabel("learning rate α")
-    label = "test accuracy in %, mean over seeds\n(framed: the best λ of a learning rate; ★ the best cell)"
+    label = "test accuracy in %, mean over seeds\n(framed: the best λ of a learning rate; ★ the best of all)"
     figure.colorbar(scale, ax=panels, extend="min", label=label)
     figure.savefig(out)
 
@@ -120,7 +120,9 @@ def main() -> None:
     finding = f"Per tenfold learning rate, the best λ moves by {factors}"
     draw(means, learning_rates, finding, args.out)
     paper = 10 * moves["decoupled"]
-    print(f"\n{finding} (95 % intervals over seeds).")
+    if args.quick:
+        print("\nWhat follows is from a quick run, and means nothing.")
+    print(f"\n{finding} (95 % intervals, by drawing the {args.seeds} seeds anew).")
     print(f"The AdamW paper's own decay is αλ; it moves by ×{paper[0]:.1f} ({paper[1]:.1f} to {paper[2]:.1f}).")
     print(f"The picture is {args.out}")
 

@@ -78,7 +78,12 @@ def main() -> None:
     if args.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {args.epochs}")
     with tempfile.TemporaryDirectory() as temporary:
-        train(digits(), 2 if args.quick else args.epochs, args.checkpoints or Path(temporary))
+        folder = args.checkpoints or Path(temporary)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--checkpoints must be a folder, or a place for one, got {folder} ({error})")
+        train(digits(), 2 if args.quick else args.epochs, folder)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ._decoupled import decoupled_weight_decay as decoupled_weight_decay
 from ._inverse_time_decay import InverseTimeDecayState as InverseTimeDecayState
 from ._inverse_time_decay import scale_by_inverse_time_decay as scale_by_inverse_time_decay
 from ._l2 import add_l2_to_grad as add_l2_to_grad
+from ._lazy import lazy as lazy
 from ._learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from ._link import Link as Link
 from ._link import Place as Place
@@ -33,6 +34,7 @@ from ._negate import negate_grad as negate_grad
 from ._nesterov import ScaleByNesterovState as ScaleByNesterovState
 from ._nesterov import scale_by_nesterov as scale_by_nesterov
 from ._rms import scale_by_rms as scale_by_rms
+from ._rows import row_gradient as row_gradient
 from ._rss import scale_by_rss as scale_by_rss
 from ._running_max import RunningMaxState as RunningMaxState
 from ._running_max import running_max as running_max

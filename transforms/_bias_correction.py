@@ -1,6 +1,6 @@
 """Bias correction: an average that starts from zero, divided by the weight it has gathered so far.
 
-u_t / (1 − decay^t)
+u_t / (1 − decay^t), or behind a ratio u_t · √(1 − decay^t)
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class BiasCorrectionState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
 
 
-@link("moment")
-def bias_correction(decay: ProperFraction) -> optax.GradientTransformation:
+@link("moment", is_row_local=True)
+def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> optax.GradientTransformation:
     """Divides what comes in by 1 − decay^t, t counting the steps from 1.
 
     After t steps an exponential average that started from zero has gathered the weight 1 − decay^t; dividing by it
@@ -32,6 +32,8 @@ def bias_correction(decay: ProperFraction) -> optax.GradientTransformation:
 
     Args:
         decay: The decay of the average that comes in, β, in [0, 1).
+        behind_ratio: Whether it stands behind the `moment_ratio` whose second moment it corrects, instead of inside.
+            It then multiplies by √(1 − β^t), and ε was added to the uncorrected root ("ε-hat").
 
     Returns:
         A link at the place `"moment"` with state `BiasCorrectionState(count)`.
@@ -41,7 +43,7 @@ def bias_correction(decay: ProperFraction) -> optax.GradientTransformation:
 
     Differences:
         PyTorch divides the root of the second moment by √(1 − β2^t), which is the same; TensorFlow folds both
-        corrections into the learning rate, which changes what ε means ("ε-hat").
+        corrections into the learning rate, which changes what ε means: the second one moved behind the ratio.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -68,7 +70,8 @@ def bias_correction(decay: ProperFraction) -> optax.GradientTransformation:
 
         def correct(u):
             value = wide(u)
-            return like(value / one_minus_power(decay, count, jnp.finfo(value.dtype).dtype), u)
+            weight = one_minus_power(decay, count, jnp.finfo(value.dtype).dtype)
+            return like(value * jnp.sqrt(weight) if behind_ratio else value / weight, u)
 
         return map_updates(correct, updates), BiasCorrectionState(count)
 

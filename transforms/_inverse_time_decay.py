@@ -20,7 +20,7 @@ class InverseTimeDecayState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
 
 
-@link("step")
+@link("step", is_row_local=True)
 def scale_by_inverse_time_decay(decay: NonNegative) -> optax.GradientTransformation:
     """Divides by 1 + (t − 1) · decay, t counting the steps from 1: Adagrad's `lr_decay` in PyTorch.
 

@@ -13,7 +13,7 @@ from ._link import link
 from ._precision import at_least_float32
 
 
-@link("step")
+@link("step", is_row_local=True)
 def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     """Multiplies by minus the learning rate, so that adding the result to the parameters goes downhill.
 

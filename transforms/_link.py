@@ -38,6 +38,7 @@ class Link(optax.GradientTransformationExtraArgs):
         place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link, and for one that holds whole
             optimizers.
         is_second_moment: Whether what leaves the link is a mean or sum of squares, to be divided by.
+        is_row_local: Whether a row whose gradient is zero gets no update and keeps its state.
 
     Example:
         >>> from linkax.transforms import scale_by_momentum
@@ -55,6 +56,7 @@ class Link(optax.GradientTransformationExtraArgs):
     numbers: tuple[str, ...]
     place: Place | None
     is_second_moment: bool
+    is_row_local: bool
     _factory: Callable[..., "Link"] | None
     _written: Callable[..., optax.GradientTransformation] | None  # the factory as it was written, undecorated
     _defaults: Mapping[str, Any]
@@ -65,7 +67,8 @@ class Link(optax.GradientTransformationExtraArgs):
         self = super().__new__(cls, init, update)
         self.name, hyperparams = describe_transformation(update)
         self.hyperparams = MappingProxyType(hyperparams)
-        self.numbers, self.place, self.is_second_moment = (), None, False
+        self.numbers, self.place = (), None
+        self.is_second_moment, self.is_row_local = False, self.name == "identity"
         self._factory, self._written, self._defaults = None, None, {}
         return self
 
@@ -166,7 +169,7 @@ def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
 
 
 def link(
-    place: Place | Callable[..., Place] | None, *, is_second_moment: bool = False
+    place: Place | Callable[..., Place] | None, *, is_second_moment: bool = False, is_row_local: bool = False
 ) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
     """Makes a function that returns an Optax gradient transformation into a factory of links.
 
@@ -181,6 +184,8 @@ def link(
             whole optimizers, and may stand anywhere.
         is_second_moment: Whether the link puts out a mean or sum of squares, which only makes sense as the second
             argument of `moment_ratio`.
+        is_row_local: Whether a row whose gradient is zero gets no update and keeps its state, apart from what is inside
+            the link: then the link can take row-sparse gradients (`row_gradient`).
 
     Returns:
         A decorator.
@@ -216,7 +221,7 @@ def link(
             self.name, self.hyperparams = factory.__name__, MappingProxyType(hyperparams)
             self.numbers = tuple(name for name in arguments.numbers if hyperparams[name] is not None)
             self.place = place(**hyperparams) if callable(place) else place
-            self.is_second_moment = is_second_moment
+            self.is_second_moment, self.is_row_local = is_second_moment, is_row_local
             self._factory, self._written, self._defaults = build, factory, arguments.defaults
             remember(self)
             return self

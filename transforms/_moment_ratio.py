@@ -20,7 +20,7 @@ class MomentRatioState(NamedTuple):
     second: Any  # state of the link or chain that makes V
 
 
-@link("moment")
+@link("moment", is_row_local=True)
 def moment_ratio(
     first: optax.GradientTransformation,
     second: optax.GradientTransformation,

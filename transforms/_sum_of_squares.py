@@ -18,7 +18,7 @@ class SumOfSquaresState(NamedTuple):
     sum_of_squares: optax.Updates  # shapes of the parameters, at least float32
 
 
-@link("moment", is_second_moment=True)
+@link("moment", is_second_moment=True, is_row_local=True)
 def sum_of_squares(initial_accumulator_value: NonNegative = 0.0) -> optax.GradientTransformation:
     """Replaces the gradient by the sum of its squares so far.
 

@@ -1,0 +1,125 @@
+"""Gradients of a few rows of a large table, such as those of an embedding: only these rows are read and written.
+
+Such a leaf is a `jax.experimental.sparse.BCOO` array with one sparse dimension, the first: the numbers of the touched
+rows and their gradients. A row may be there several times; its gradients are summed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental.sparse import BCOO
+
+
+class _Rows:
+    """Which rows of an array are touched; to JAX a leaf, so that it can stand for an array in a tree."""
+
+    def __init__(self, gradient: BCOO):
+        self.numbers = gradient.indices[:, 0]
+
+    def take(self, array: jax.Array) -> jax.Array:
+        return array.at[self.numbers].get(mode="clip")  # the padding of `sum_duplicates` is beyond the last row
+
+    def put(self, array: jax.Array, rows: jax.Array) -> jax.Array:
+        return array.at[self.numbers].set(rows, mode="drop", unique_indices=True)
+
+
+class _Whole(_Rows):
+    """All rows, of a leaf with an ordinary gradient or none."""
+
+    def __init__(self):
+        pass
+
+    def take(self, array: jax.Array) -> jax.Array:
+        return array
+
+    def put(self, array: jax.Array, rows: jax.Array) -> jax.Array:
+        del array
+        return rows
+
+
+def has_rows(updates: Any) -> bool:
+    """Whether a leaf of the updates is row-sparse."""
+    return any(isinstance(leaf, BCOO) for leaf in jax.tree.leaves(updates, is_leaf=_is_rows))
+
+
+def update_rows(
+    tx: optax.GradientTransformationExtraArgs, updates: Any, state: Any, params: Any, **extra_args: Any
+) -> tuple[Any, Any]:
+    """What `tx.update` does to the touched rows, as if they were the whole parameter; the others stay as they are."""
+    updates = jax.tree.map(lambda u: _unique(u) if _is_rows(u) else u, updates, is_leaf=_is_rows)
+    rows = jax.tree.map(lambda u: _Rows(u) if _is_rows(u) else _Whole(), updates, is_leaf=_is_rows_or_none)
+    few = jax.tree.map(lambda u: u.data if _is_rows(u) else u, updates, is_leaf=_is_rows)
+    few_params = params if params is None else jax.tree.map(lambda p, r: r.take(p), params, rows)
+    few_state = optax.tree.map_params(tx, lambda s, r: r.take(s), state, rows)
+    found, new = tx.update(few, few_state, few_params, **extra_args)
+    places = optax.tree.map_params(tx, lambda _, r: r, state, rows, transform_non_params=lambda _: _Whole())
+    state = jax.tree.map(lambda old, its, r: r.put(old, its), state, new, places)
+
+    def sparse(u: Any, its: Any) -> Any:
+        return BCOO((its, u.indices), shape=u.shape, unique_indices=True) if _is_rows(u) else its
+
+    return jax.tree.map(sparse, updates, found, is_leaf=_is_rows_or_none), state
+
+
+def _unique(gradient: BCOO) -> BCOO:
+    """The gradient with every row once."""
+    if (gradient.n_batch, gradient.n_sparse) != (0, 1):
+        raise ValueError(
+            "a row-sparse gradient must have one sparse dimension, the first, and no batch dimensions, got "
+            f"n_batch={gradient.n_batch}, n_sparse={gradient.n_sparse}; row_gradient(table, ids, gradient) makes one"
+        )
+    return gradient if gradient.unique_indices else gradient.sum_duplicates(nse=gradient.nse)
+
+
+def _is_rows(leaf: Any) -> bool:
+    return isinstance(leaf, BCOO)
+
+
+def _is_rows_or_none(leaf: Any) -> bool:
+    return leaf is None or _is_rows(leaf)
+
+
+def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.ArrayLike) -> BCOO:
+    """The gradient of a table from that of the rows that were looked up in it.
+
+    Where the rows are x = table[ids], the table's gradient is G[r] = Σ_{i: ids_i = r} ∂L/∂x_i, and 0 in all other rows.
+
+    Args:
+        table: The table, (rows, *shape), or anything of its shape.
+        ids: The numbers of the rows, whole numbers of any shape; a row may be there several times.
+        gradient: The gradient of `table[ids]`, of that shape.
+
+    Returns:
+        A row-sparse gradient, which stands for the table's in the tree of gradients.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+        TypeError: If `ids` are not whole numbers.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from linkax.chains import adagrad, apply_updates
+        >>> from linkax.transforms import row_gradient
+        >>> table, ids = jnp.zeros((1000, 2)), jnp.array([7, 3, 7])
+        >>> gradient = row_gradient(table, ids, jax.grad(lambda x: x.sum())(table[ids]))
+        >>> tx = adagrad(0.5)
+        >>> updates, state = tx.update(gradient, tx.init(table))
+        >>> print(apply_updates(table, updates)[jnp.array([3, 7, 8])])
+        [[-0.5 -0.5]
+         [-0.5 -0.5]
+         [ 0.   0. ]]
+
+    Source:
+        `torch.nn.Embedding(sparse=True)`.
+    """
+    shape, ids, gradient = jnp.shape(table), jnp.asarray(ids), jnp.asarray(gradient)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"row_gradient: ids must be whole numbers, got an array of dtype {ids.dtype}")
+    if not shape or gradient.shape != (*ids.shape, *shape[1:]):
+        raise ValueError(
+            f"row_gradient: gradient must have the shape of table[ids], got {gradient.shape} for a table {shape} and "
+            f"ids {ids.shape}"
+        )
+    return BCOO((gradient.reshape(-1, *shape[1:]), ids.reshape(-1, 1)), shape=shape)
