@@ -91,11 +91,11 @@ def draw(means: dict[str, np.ndarray], learning_rates: list[float], title: str, 
             axes.text(column, row, f"{value:.1f}{star}", ha="center", va="center", color=color, fontsize=9)
             if column == mean[row].argmax():
                 axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=color, lw=2))
-        axes.set_xticks(range(len(DECAYS)), [f"{decay:g}" for decay in DECAYS])
+        axes.set_xticks(range(len(DECAYS)), [f"{decay:g}" for decay in DECAYS], fontsize=9)
         axes.set_yticks(range(len(mean)), [f"{rate:g}" for rate in learning_rates])
         axes.set(title=f"Adam with {kind} decay", xlabel="weight decay λ")
     panels[0].set_ylabel("learning rate α")
-    label = "test accuracy in %, mean over seeds\n(framed: the best λ of a learning rate; ★ the best of all)"
+    label = "test accuracy in %, mean over seeds\n(framed: the best λ of a learning rate; ★ the best of the panel)"
     figure.colorbar(scale, ax=panels, extend="min", label=label)
     figure.savefig(out)
 

@@ -38,8 +38,9 @@ def test_is_pytorchs(name, x64):
     for _ in range(50):
         ids, values = rng.integers(0, 12, 7), rng.normal(size=(7, 3))  # twelve rows: some come twice, eight never
         coordinates, rows = torch.from_numpy(ids[None]), torch.from_numpy(values)
-        weight.grad = torch.sparse_coo_tensor(coordinates, rows, weight.shape, check_invariants=True)
-        optimizer.step()
+        with torch.sparse.check_sparse_tensor_invariants():
+            weight.grad = torch.sparse_coo_tensor(coordinates, rows, weight.shape)
+            optimizer.step()
         updates, state = update(row_gradient(params, ids, values), state, params)
         params = apply_updates(params, updates)
         # Sums of up to seven gradients in another order, and then some roundings a step, in float64.
