@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from linkax.transforms._nesterov import weight_after
 
-from ._paths import KeyPath, path_text
+from ._paths import KeyPath, leaves_with_path, path_text
 from ._states import Groups, StateArray, state_arrays, with_arrays
 
 
@@ -56,12 +55,14 @@ def migrate(
 
     Args:
         old_tx: The chain that made `old_state`.
-        old_state: Its state. Not changed.
+        old_state: Its state, also as Flax NNX's `optimizer.opt_state` wraps it. Not changed.
         new_tx: The chain to go on with; it may be the same, for other parameters.
-        params: The parameters to go on with.
+        params: The parameters to go on with; for Flax NNX, `nnx.state(model, nnx.Param)`.
 
     Returns:
-        A `Migration(state, kept, created, dropped, mixed)`; prints as a report.
+        A `Migration(state, kept, created, dropped, mixed)`; prints as a report. Flax's `TrainState` takes the state as
+        `opt_state`; an `nnx.Optimizer` starts from it when it is made with
+        `optax.GradientTransformation(lambda _: state, new_tx.update)`.
 
     Raises:
         ValueError: If `old_state` is not a state of `old_tx`, or a label of `new_tx` is wrong (`param_groups`).
@@ -98,7 +99,7 @@ def migrate(
         state_arrays("migrate: new_tx", new_tx, fresh, params),
     )
     ages = _ages(old)
-    shapes = {path: np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    shapes = {path: np.shape(leaf) for path, leaf in leaves_with_path(params)}
     homes = {a.param: a.site.groups for a in old if a.param is not None and a.value.shape == shapes[a.param]}
     sources = _sources(new, homes, ages)
     matches = _matches(old, new, sources)

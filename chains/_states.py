@@ -12,7 +12,7 @@ from linkax.transforms import Link
 
 from ._live import Live
 from ._parts import flatten, inside
-from ._paths import KeyPath, path_text
+from ._paths import KeyPath, bare, leaves_with_path, path_text
 
 Groups = tuple[str, ...]
 """The names of the groups of parameters that a link is inside of; none without groups."""
@@ -97,11 +97,11 @@ class StateArray(NamedTuple):
 
 def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, params: Any) -> list[StateArray]:
     """All arrays of a state; those that belong to parameters are recognised by the end of their path."""
-    shapes = {path: np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    shapes = {path: np.shape(leaf) for path, leaf in leaves_with_path(params)}
     found: list[StateArray] = []
 
     def note(site: Site, state: Any) -> Any:
-        for keys, value in jax.tree_util.tree_leaves_with_path(state):
+        for keys, value in leaves_with_path(state):
             tails = (keys[start:] for start in range(len(keys) + 1))
             param = next((tail for tail in tails if tail in shapes), None)
             if param == () and np.shape(value) != shapes[()]:  # the parameters are a single array, and this is not its
@@ -118,6 +118,6 @@ def with_arrays(where: str, tx: optax.GradientTransformation, state: Any, values
 
     def fill(site: Site, state: Any) -> Any:
         at = (site.groups, site.name)
-        return jax.tree_util.tree_map_with_path(lambda keys, leaf: values.get((*at, keys), leaf), state)
+        return jax.tree_util.tree_map_with_path(lambda keys, leaf: values.get((*at, bare(keys)), leaf), state)
 
     return map_states(fill, where, tx, state)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._paths import KeyPath, path_text
+from ._paths import KeyPath, bare, leaves_with_path, path_text
 
 Names = Callable[[str], str] | Mapping[str, str]
 """From the paths of parameters, such as `"params/Dense_0/kernel"`, to PyTorch's names, such as `"Dense_0.weight"`."""
@@ -95,8 +95,7 @@ def torch_params(
     group_of = {name: index for index, group in enumerate(groups) for name in group}
     found: dict[KeyPath | None, TorchParam] = {}
     seen: dict[str, str] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    for keys, leaf in leaves:
+    for keys, leaf in leaves_with_path(params):
         path = path_text(keys)
         name = names.get(path) if isinstance(names, Mapping) else names(path)
         if name is None:
@@ -221,11 +220,11 @@ def import_params(
     """
     problems: list[str] = []
     found = torch_params(params, names, layouts or {}, [state_dict], problems)
-    lacking = [path_text(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params) if keys not in found]
+    lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if keys not in found]
     problems += [f"PyTorch has nothing for {path}" for path in lacking]
     values = {keys: one.to_jax(one.name, state_dict[one.name], problems) for keys, one in found.items()}
     refuse("import_params: state_dict must fit the parameters", problems)
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: jnp.asarray(values[keys], leaf.dtype), params)
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: jnp.asarray(values[bare(keys)], leaf.dtype), params)
 
 
 def export_params(
@@ -254,7 +253,7 @@ def export_params(
         `torch.nn.Module.load_state_dict`.
     """
     problems: list[str] = []
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = leaves_with_path(params)
     paths = [path_text(keys) for keys, _ in leaves]
     own = {names.get(path) if isinstance(names, Mapping) else names(path): None for path in paths}
     found = torch_params(params, names, layouts or {}, [{name: None for name in own if name is not None}], problems)

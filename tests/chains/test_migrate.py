@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from linkax.chains import adam, adamw, chain, live, migrate, nadam, param_groups, rmsprop, sgd
 from linkax.transforms import bias_correction, running_max, scale_by_nesterov
@@ -230,3 +231,25 @@ def test_report_reads_as_one():
     assert report.startswith("kept     4\n  scale_by_momentum.count\n  scale_by_momentum.mu body/w\n")
     assert "\ncreated  5\n  scale_by_nesterov.count\n  scale_by_nesterov.mu body/w\n" in report
     assert report.endswith("\ndropped  0\nmixed    0")
+
+
+def test_with_flax_nnx():
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    old, new = adam(1e-2), adam(1e-2, amsgrad=True)
+
+    def train(optimizer):
+        optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((1, 2))) ** 2).sum())(model))
+
+    optimizer = nnx.Optimizer(model, old, wrt=nnx.Param)
+    train(optimizer)
+    migration = migrate(old, optimizer.opt_state, new, nnx.state(model, nnx.Param))
+    assert len(migration.kept) == 7
+    assert migration.created == [f"second.running_max.nu_max {name}" for name in ("bias", "kernel")]
+    assert migration[3:] == ([], [])
+    again = nnx.Optimizer(model, optax.GradientTransformation(lambda _: migration.state, new.update), wrt=nnx.Param)
+    before = model.kernel[...]
+    updates, _ = new.update(
+        nnx.grad(lambda m: (m(jnp.ones((1, 2))) ** 2).sum())(model), migration.state, nnx.state(model, nnx.Param)
+    )
+    train(again)
+    np.testing.assert_allclose(model.kernel[...], before + updates["kernel"][...], rtol=1e-6)
