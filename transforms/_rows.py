@@ -13,30 +13,21 @@ from jax.experimental.sparse import BCOO
 
 
 class _Rows:
-    """Which rows of an array are touched; to JAX a leaf, so that it can stand for an array in a tree."""
+    """Which rows of an array are touched: their numbers, or all. To JAX a leaf, so it can stand for an array in a tree."""
 
-    def __init__(self, gradient: BCOO):
-        self.numbers = gradient.indices[:, 0]
-
-    def take(self, array: jax.Array) -> jax.Array:
-        return array.at[self.numbers].get(mode="clip")  # the padding of `sum_duplicates` is beyond the last row
-
-    def put(self, array: jax.Array, rows: jax.Array) -> jax.Array:
-        return array.at[self.numbers].set(rows, mode="drop", unique_indices=True)
-
-
-class _Whole(_Rows):
-    """All rows, of a leaf with an ordinary gradient or none."""
-
-    def __init__(self):
-        pass
+    def __init__(self, numbers: jax.Array | None):
+        self._numbers = numbers
 
     def take(self, array: jax.Array) -> jax.Array:
-        return array
+        """The touched rows; the padding of `sum_duplicates`, which is beyond the last row, is any."""
+        return array if self._numbers is None else array.at[self._numbers].get(mode="clip")
 
     def put(self, array: jax.Array, rows: jax.Array) -> jax.Array:
-        del array
-        return rows
+        """The array with other values in the touched rows."""
+        return rows if self._numbers is None else array.at[self._numbers].set(rows, mode="drop", unique_indices=True)
+
+
+_ALL = _Rows(None)
 
 
 def has_rows(updates: Any) -> bool:
@@ -49,12 +40,12 @@ def update_rows(
 ) -> tuple[Any, Any]:
     """What `tx.update` does to the touched rows, as if they were the whole parameter; the others stay as they are."""
     updates = jax.tree.map(lambda u: _unique(u) if _is_rows(u) else u, updates, is_leaf=_is_rows)
-    rows = jax.tree.map(lambda u: _Rows(u) if _is_rows(u) else _Whole(), updates, is_leaf=_is_rows_or_none)
+    rows = jax.tree.map(lambda u: _Rows(u.indices[:, 0]) if _is_rows(u) else _ALL, updates, is_leaf=_is_rows_or_none)
     few = jax.tree.map(lambda u: u.data if _is_rows(u) else u, updates, is_leaf=_is_rows)
     few_params = params if params is None else jax.tree.map(lambda p, r: r.take(p), params, rows)
     few_state = optax.tree.map_params(tx, lambda s, r: r.take(s), state, rows)
     found, new = tx.update(few, few_state, few_params, **extra_args)
-    places = optax.tree.map_params(tx, lambda _, r: r, state, rows, transform_non_params=lambda _: _Whole())
+    places = optax.tree.map_params(tx, lambda _, r: r, state, rows, transform_non_params=lambda _: _ALL)
     state = jax.tree.map(lambda old, its, r: r.put(old, its), state, new, places)
 
     def sparse(u: Any, its: Any) -> Any:

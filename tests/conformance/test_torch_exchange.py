@@ -10,6 +10,7 @@ import pytest
 
 from linkax.chains import adam, adamw, chain, migrate, param_groups, sgd
 from linkax.chains.torch_interop import (
+    Layout,
     export_params,
     export_state,
     from_torch,
@@ -166,6 +167,13 @@ def test_a_schedule_goes_on_where_it_was():
         walk.assert_same(params)
 
 
+def test_a_fresh_state_needs_no_step_count():
+    walk = Walk()
+    tx = adam(optax.exponential_decay(0.1, 1, 0.9))
+    state = import_state(tx, walk.params(), torch.optim.Adam(walk.named()).state_dict())
+    jax.tree.map(np.testing.assert_array_equal, state, tx.init(walk.params()))
+
+
 def test_clipping_in_front_of_an_imported_chain_keeps_its_state():
     walk = Walk()
     optimizer = torch.optim.Adam(walk.named())
@@ -189,6 +197,48 @@ def test_a_group_added_in_mid_run_is_pytorchs_add_param_group():
     assert not migration.mixed
     assert all(one.startswith("body.") for one in migration.created)
     train_on(walk, thawed, params, migration.state, optimizer)
+
+
+def test_layouts_and_names_of_ones_own():
+    weight = torch.nn.Parameter(torch.from_numpy(np.random.default_rng(0).normal(size=(6, 4))))
+    optimizer = torch.optim.Adam([("attention.in_proj", weight)])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    like = {"params": {"query": {"kernel": jnp.zeros((4, 2, 3))}}}  # (in, heads, out of a head)
+    heads = Layout(lambda w: w.T.reshape(4, 2, 3), lambda w: w.reshape(4, 6).T)
+    hooks = {"layouts": {"params/query/kernel": heads}, "names": {"params/query/kernel": "attention.in_proj"}}
+    params = import_params(like, {"attention.in_proj": weight}, **hooks)
+    tx = from_torch(optimizer)
+    state = import_state(tx, params, optimizer.state_dict(), **hooks)
+    grads = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2, 3)))
+    weight.grad = torch.from_numpy(np.array(heads.to_torch(np.asarray(grads))))
+    optimizer.step()
+    updates, state = tx.update({"params": {"query": {"kernel": grads}}}, state, params)
+    back = export_params(optax.apply_updates(params, updates), **hooks)["attention.in_proj"]
+    np.testing.assert_allclose(back, weight.detach().numpy(), rtol=TOLERANCE)
+    exported = export_state(tx, params, state, optimizer, **hooks)
+    torch.testing.assert_close(exported["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+
+    with pytest.raises(ValueError, match="exp_avg of attention.in_proj has the shape") as error:
+        import_state(tx, params, optimizer.state_dict(), names=hooks["names"])
+    assert "instead of (4, 2, 3)" in str(error.value)
+    with pytest.raises(ValueError, match="names has none for params/query/kernel"):
+        import_state(tx, params, optimizer.state_dict(), names={})
+    with pytest.raises(ValueError, match="layouts has one for params/key/kernel, which is no parameter"):
+        import_state(tx, params, optimizer.state_dict(), names=hooks["names"], layouts={"params/key/kernel": heads})
+
+
+def test_what_was_moved_shares_no_memory():
+    walk = Walk()
+    optimizer = torch.optim.Adam(walk.named())
+    walk.step_torch(optimizer)
+    params = walk.params()
+    state = import_state(adam(), params, optimizer.state_dict())
+    before = jax.tree.map(np.array, (params, state))
+    for _ in range(3):
+        walk.step_torch(optimizer)  # changes its tensors in place
+    for a, b in zip(jax.tree.leaves((params, state)), jax.tree.leaves(before)):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_everything_that_does_not_fit_is_listed_at_once():
