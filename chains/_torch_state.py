@@ -139,7 +139,7 @@ def _group_values(
     count = _common("step", begun, states, problems)
     if count is not None and steps is not None and count != steps:
         problems.append(f"steps is {steps}, but PyTorch has taken {count:g}")
-    is_untold = keys == _SGD and bool(begun) or not keys
+    is_untold = (keys == _SGD and bool(begun)) or not keys
     if count is None and steps is None and is_untold and any(map(_has_schedule, own)):
         problems.append("steps must be given: PyTorch's SGD does not count them, and the chain has a schedule")
     if count is None:

@@ -13,7 +13,7 @@ from jax.experimental.sparse import BCOO
 
 
 class _Rows:
-    """Which rows of an array are touched: their numbers, or all. To JAX a leaf, so it can stand for an array in a tree."""
+    """The numbers of the touched rows of an array, or all. To JAX a leaf, so it can stand for an array in a tree."""
 
     def __init__(self, numbers: jax.Array | None):
         self._numbers = numbers
