@@ -109,7 +109,9 @@ def _without(part: Part, every: list[Part]) -> Iterator[_Step]:
     """Leaves one link out, with what makes no sense without it."""
     if part.link.name in (*_SIGNS, "moment_ratio", "identity"):
         return
-    if part.link.is_second_moment:
+    if part.link.name == "lazy":
+        yield f"without {part.name}", {part.path: flatten("ablations", part.link.hyperparams["inner"])}
+    elif part.link.is_second_moment:
         ratio = next(other for other in every if other.path == part.path[:-2])
         yield f"without {part.name}", {ratio.path: flatten("ablations", ratio.link.hyperparams["first"])}
     else:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.experimental.sparse import BCOO
 
+from linkax.transforms._rows import unique_rows
+
 
 def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
     """Adds the updates to the parameters: `optax.apply_updates`, also for row-sparse and missing updates.
@@ -20,6 +22,9 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
 
     Returns:
         The new parameters, in their own dtypes.
+
+    Raises:
+        ValueError: If a row-sparse update has another shape than its parameter.
 
     Differences:
         `optax.apply_updates` turns a row-sparse update into a whole table, and does not take `None`.
@@ -40,7 +45,11 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
             return p
         p = jnp.asarray(p)
         if isinstance(u, BCOO):
-            rows = u if u.unique_indices else u.sum_duplicates(nse=u.nse)
+            if u.shape != p.shape:
+                raise ValueError(
+                    f"apply_updates: a row-sparse update must have its table's shape {p.shape}, got {u.shape}"
+                )
+            rows = unique_rows(u)
             return p.at[rows.indices[:, 0]].add(rows.data.astype(p.dtype), mode="drop", unique_indices=True)
         return (p + u).astype(p.dtype)
 

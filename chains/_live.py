@@ -91,6 +91,8 @@ class Live(optax.GradientTransformationExtraArgs):
                 raise ValueError(
                     f"Live.set_hyperparams: {name!r} must be one of the live hyperparameters {', '.join(self.names)}"
                 )
+            if callable(new[name]):
+                raise ValueError(f"Live.set_hyperparams: {name!r} must be a number, got {describe(new[name])}")
             if callable(self._found[name].value):
                 schedule = describe(self._found[name].value)
                 raise ValueError(
@@ -158,6 +160,8 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     """
     its = chain(tx)
     every = list(parts(its.links))
+    foreign = [part.path for part in every if part.link.is_foreign]  # what is inside these cannot be rebuilt
+    every = [part for part in every if not any(part.path[: len(path)] == path for path in foreign)]
     found = {name: _find(name, every) for name in names or ("learning_rate",)}
 
     def init(params: Any) -> LiveState:

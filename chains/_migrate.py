@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from linkax.transforms._nesterov import weight_after
 
+from ._live import Live
+from ._param_groups import labels_by_path
+from ._parts import flatten, inside
 from ._paths import KeyPath, leaves_with_path, path_text
-from ._states import Groups, StateArray, state_arrays, with_arrays
+from ._states import Groups, Site, StateArray, map_states, state_arrays, with_arrays
 
 
 class Migration(NamedTuple):
@@ -93,20 +97,19 @@ def migrate(
     Source:
         `torch.optim.Optimizer.add_param_group`.
     """
+    flatten("migrate: new_tx", new_tx)
     fresh = new_tx.init(params)
-    old, new = (
-        state_arrays("migrate: old_tx", old_tx, old_state, params),
-        state_arrays("migrate: new_tx", new_tx, fresh, params),
-    )
+    old = state_arrays("migrate: old_state", old_tx, old_state, params)
+    new = state_arrays("migrate: new_tx", new_tx, fresh, params)
+    _check_types(old_tx, old_state, params)
     ages = _ages(old)
-    shapes = {path: np.shape(leaf) for path, leaf in leaves_with_path(params)}
-    homes = {a.param: a.site.groups for a in old if a.param is not None and a.value.shape == shapes[a.param]}
-    sources = _sources(new, homes, ages)
+    homes = _homes(old_tx, old, params)
+    sources = _sources(new_tx, new, params, homes, ages)
     matches = _matches(old, new, sources)
     values = {array.place: jnp.asarray(match.value, array.value.dtype) for array, match in matches}
     for array in new:
         source, link = sources[array.site.groups], array.site.link
-        if array.place in values or source is None:
+        if array.place in values or source is None or _begins_anew(array, new, values):
             continue
         if array.is_count:  # a new link counts with the others
             values[array.place] = jnp.asarray(ages[source], array.value.dtype)
@@ -132,6 +135,31 @@ def migrate(
     )
 
 
+def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: Any) -> None:
+    """Raises if a link's state is not of the kind that the link makes."""
+    kinds: dict[tuple[Groups, str], type] = {}
+
+    def note(site: Site, state: Any) -> Any:
+        kinds[site.groups, site.name] = type(state)
+        return state
+
+    def check(site: Site, state: Any) -> Any:
+        kind = kinds.get((site.groups, site.name), type(state))
+        if type(state) is not kind:
+            raise ValueError(
+                f"migrate: old_state must be a state of old_tx, with a {kind.__name__} for {site.name}, got a "
+                f"{type(state).__name__}"
+            )
+        return state
+
+    try:
+        like = jax.eval_shape(old_tx.init, params)
+    except ValueError:  # its labels do not know the new parameters
+        return
+    map_states(note, "migrate: old_tx", old_tx, like)
+    map_states(check, "migrate: old_state", old_tx, old_state)
+
+
 def _ages(old: Iterable[StateArray]) -> dict[Groups, int]:
     """How many steps each group has taken."""
     ages = {array.site.groups: 0 for array in old}
@@ -141,18 +169,62 @@ def _ages(old: Iterable[StateArray]) -> dict[Groups, int]:
     return ages
 
 
+def _groups_of(tx: optax.GradientTransformation, params: Any) -> dict[KeyPath, Groups]:
+    """The group of every parameter, as far as the labels say."""
+    links = flatten("migrate", tx.chain if isinstance(tx, Live) else tx)
+    holder = next((link for link in links if link.name == "partition" and not link.is_foreign), None)
+    if holder is None:
+        return {path: () for path, _ in leaves_with_path(params)}
+    inner = {label: _groups_of(group, params) for label, group in inside(holder).items()}
+    labels = labels_by_path(params, holder.hyperparams["labels"])
+    return {path: (label, *inner[label][path]) for path, label in labels.items() if path in inner.get(label, ())}
+
+
+def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any) -> dict[KeyPath, Groups]:
+    """The old group that each parameter comes from: where its moments are, or its label in a group that has none."""
+    shapes = {path: np.shape(leaf) for path, leaf in leaves_with_path(params)}
+    with_moments = {array.site.groups for array in old if array.param is not None}
+    labelled = {path: groups for path, groups in _groups_of(old_tx, params).items() if groups not in with_moments}
+    ages = {array.site.groups for array in old}
+    homes = {path: groups for path, groups in labelled.items() if groups in ages}
+    return homes | {a.param: a.site.groups for a in old if a.param is not None and np.shape(a.value) == shapes[a.param]}
+
+
 def _sources(
-    new: Iterable[StateArray], homes: Mapping[KeyPath, Groups], ages: Mapping[Groups, int]
+    new_tx: optax.GradientTransformation,
+    new: Iterable[StateArray],
+    params: Any,
+    homes: Mapping[KeyPath, Groups],
+    ages: Mapping[Groups, int],
 ) -> dict[Groups, Groups | None]:
     """The old group that every new group goes on from: where its parameters come from. `None`: it is new."""
+    members = _groups_of(new_tx, params)
     sources: dict[Groups, Groups | None] = {}
     for groups in {array.site.groups for array in new}:
-        members = [array.param for array in new if array.site.groups == groups and array.param is not None]
-        origins = {homes[param] for param in members if param in homes}
-        if not members:  # without moments nothing says where its parameters come from, but perhaps its name
-            origins = {groups, ()} & ages.keys()
+        origins = {homes[param] for param, its in members.items() if its == groups and param in homes}
+        if groups not in members.values():  # it is around the groups, and as old as they are
+            origins = set(ages)
         sources[groups] = groups if groups in origins else max(origins, key=lambda one: ages[one], default=None)
     return sources
+
+
+def _begins_anew(array: StateArray, new: Iterable[StateArray], values: Mapping[Any, Any]) -> bool:
+    """Whether it counts for moments that all begin anew: those of its own link, or those that it corrects."""
+    link = array.site.link
+    if link is None or array.param is not None:
+        return False
+    slot = array.site.name.rpartition(".")[0]
+    moments = [
+        other.place in values
+        for other in new
+        if other.param is not None
+        and other.site.groups == array.site.groups
+        and (
+            other.site.name == array.site.name
+            or (link.name == "bias_correction" and other.site.name.rpartition(".")[0] == slot)
+        )
+    ]
+    return bool(moments) and not any(moments)
 
 
 def _matches(
@@ -163,14 +235,16 @@ def _matches(
     candidates: dict[tuple[str, KeyPath], list[StateArray]] = {}
     for array in old:
         candidates.setdefault((array.site.name, array.keys), []).append(array)
-    return [
+    matches = [
         (array, match)
         for array in new
         for match in candidates.get((renamed.get(array.site.name, array.site.name), array.keys), ())
-        if match.value.shape == array.value.shape
+        if np.shape(match.value) == array.value.shape
         # A parameter is in one group only; a count is in all of them.
         and (array.param is not None or match.site.groups == sources[array.site.groups])
     ]
+    values = {array.place: match for array, match in matches}
+    return [(array, match) for array, match in matches if not _begins_anew(array, new, values)]
 
 
 def _renamed(old: Iterable[StateArray], new: Iterable[StateArray]) -> dict[str, str]:

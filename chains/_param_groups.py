@@ -9,7 +9,7 @@ import optax
 from linkax.transforms import link
 
 from ._chain import Chain, chain
-from ._paths import path_text, paths
+from ._paths import KeyPath, bare, is_rows, leaves_with_path, missing_paths, path_text, words
 
 
 def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any) -> Chain:
@@ -78,6 +78,8 @@ def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Cal
     for name, tx in groups.items():
         if not isinstance(name, str) or not isinstance(tx, optax.GradientTransformation):
             raise TypeError(f"param_groups: groups must be a dictionary from names to chains, got {name!r}: {tx!r}")
+    if not callable(labels):
+        labels = jax.tree.map(lambda label: label, labels)  # a copy: what the caller does to his tree is not ours
     return chain(partition(dict(groups), labels))
 
 
@@ -102,27 +104,35 @@ def partition(
 
 def label_tree(params: Any, labels: Callable[[str, Any], str] | Any, names: Collection[str]) -> Any:
     """The group of every parameter, as a tree like the parameters."""
-    if callable(labels):
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        found = {path_text(path): labels(path_text(path), leaf) for path, leaf in leaves}
-        strangers: list[str] = []
-    else:
-        given = {path_text(path): label for path, label in jax.tree_util.tree_leaves_with_path(labels)}
-        above = {path: _above(path, given) for path in paths(params)}
-        found = {path: None if at is None else given[at] for path, at in above.items()}
-        strangers = sorted(given.keys() - above.values())
-    wrong = [f"{path or 'the parameter'} ({label!r})" for path, label in found.items() if label not in names]
+    found = labels_by_path(params, labels)
+    wrong = [f"{path_text(path) or 'the parameter'} ({label!r})" for path, label in found.items() if label not in names]
+    strangers = [] if callable(labels) else _strangers(params, labels)
     if wrong or strangers:
         nowhere = f"; no parameter is at or below {', '.join(strangers)}" if strangers else ""
         raise ValueError(
             f"param_groups: labels must give every parameter one of the groups {', '.join(names)}, got another one for "
             f"{', '.join(wrong) or 'no parameter'}{nowhere}"
         )
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[path_text(path)], params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[bare(path)], params, is_leaf=is_rows)
 
 
-def _above(path: str, given: Collection[str]) -> str | None:
+def labels_by_path(params: Any, labels: Callable[[str, Any], str] | Any) -> dict[KeyPath, Any]:
+    """What the labels say of every parameter; `None` where they say nothing."""
+    if callable(labels):
+        return {path: labels(path_text(path), leaf) for path, leaf in leaves_with_path(params)}
+    given = {words(path): label for path, label in jax.tree_util.tree_leaves_with_path(labels)}
+    return {path: given.get(_above(path, given)) for path, _ in leaves_with_path(params)}
+
+
+def _above(path: KeyPath, given: Collection[tuple[str, ...]]) -> tuple[str, ...]:
     """The label's path that a parameter's path begins with: itself, or a node above it."""
-    keys = path.split("/")
-    heads = ("/".join(keys[:count]) for count in range(len(keys), -1, -1))
-    return next((head for head in heads if head in given), None)
+    keys = words(path)
+    return next((keys[:count] for count in range(len(keys), -1, -1) if keys[:count] in given), ("", "no label"))
+
+
+def _strangers(params: Any, labels: Any) -> list[str]:
+    """The labels that no parameter has."""
+    given = {words(path): path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(labels)}
+    every = [path for path, _ in leaves_with_path(params)] + missing_paths(params)
+    used = {_above(path, given) for path in every}
+    return sorted(text for keys, text in given.items() if keys not in used)

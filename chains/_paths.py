@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.experimental.sparse import BCOO
 
 KeyPath = tuple[Any, ...]
 
@@ -14,8 +15,18 @@ def bare(path: KeyPath) -> KeyPath:
 
 
 def leaves_with_path(tree: Any) -> list[tuple[KeyPath, Any]]:
-    """The leaves with their bare paths."""
-    return [(bare(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    """The leaves with their bare paths; a row-sparse gradient is one."""
+    return [(bare(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_rows)]
+
+
+def is_rows(leaf: Any) -> bool:
+    """Whether it is a row-sparse gradient."""
+    return isinstance(leaf, BCOO)
+
+
+def words(path: KeyPath) -> tuple[str, ...]:
+    """The keys of a path as texts."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in bare(path))
 
 
 def path_text(path: KeyPath) -> str:
@@ -23,9 +34,10 @@ def path_text(path: KeyPath) -> str:
     return jax.tree_util.keystr(bare(path), simple=True, separator="/")
 
 
-def paths(tree: Any) -> list[str]:
-    """The paths of all parameters, those without a gradient (`None`) or masked out included."""
-    return [path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_missing)]
+def missing_paths(tree: Any) -> list[KeyPath]:
+    """The paths of parameters that are not there: `None`, or masked out."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: is_rows(leaf) or _is_missing(leaf))
+    return [path for path, leaf in leaves if _is_missing(leaf)]
 
 
 def _is_missing(leaf: Any) -> bool:

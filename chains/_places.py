@@ -92,6 +92,11 @@ def check_rows(links: tuple[Link, ...]) -> None:
         for part in every
         if not part.link.is_row_local and not any(part.path[: len(path)] == path for path in lazy)
     ]
+    if "partition" in wrong:
+        raise TypeError(
+            "Chain.update: param_groups takes row-sparse gradients only without links beside it, got "
+            f"{_names(links)}; put these links into the groups' chains"
+        )
     if wrong:
         raise TypeError(
             f"Chain.update: {', '.join(wrong)} cannot take row-sparse gradients and leave the other rows alone; sgd "

@@ -1,5 +1,6 @@
 """The states of a chain's links: which part of the chain's state belongs to which link, and to which parameter."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,8 +46,16 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
         return tuple(visit_link(link, own, groups, slots) for link, own in zip(links, state))
 
     def visit_link(link: Link, state: Any, groups: Groups, slots: str) -> Any:
-        held = inside(link)
-        if link.name == "partition":
+        held = {} if link.is_foreign else inside(link)
+        fields = {"partition": ["inner_states"], "lazy": []}.get(link.name, list(held)) if held else []
+        labels = getattr(state, "inner_states", held).keys() if link.name == "partition" and held else held.keys()
+        if not all(hasattr(state, field) for field in fields) or labels != held.keys():
+            raise ValueError(
+                f"{where} must have a state of {link.name} with {', '.join(held)}, got {type(state).__name__}"
+            )
+        if link.name == "lazy" and held:
+            return visit(held["inner"], state, groups, slots)
+        if link.name == "partition" and held:
             inner = {
                 label: masked._replace(inner_state=visit(held[label], masked.inner_state, (*groups, label), slots))
                 for label, masked in state.inner_states.items()
@@ -102,8 +111,9 @@ def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, param
 
     def note(site: Site, state: Any) -> Any:
         for keys, value in leaves_with_path(state):
-            tails = (keys[start:] for start in range(len(keys) + 1))
-            param = next((tail for tail in tails if tail in shapes), None)
+            # In front of a parameter's path stand only the fields of named tuples, at least one.
+            fields = len(list(itertools.takewhile(_is_field, keys)))
+            param = next((keys[at:] for at in range(1, fields + 1) if keys[at:] in shapes), None)
             if param == () and np.shape(value) != shapes[()]:  # the parameters are a single array, and this is not its
                 param = None
             found.append(StateArray(site, keys, value, param))
@@ -111,6 +121,10 @@ def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, param
 
     map_states(note, where, tx, state)
     return found
+
+
+def _is_field(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey | jax.tree_util.SequenceKey)
 
 
 def with_arrays(where: str, tx: optax.GradientTransformation, state: Any, values: dict[Any, Any]) -> Any:

@@ -42,7 +42,8 @@ SAME = Layout(lambda w: w, lambda w: w)
 def torch_name(path: str) -> str:
     """The name that a Flax parameter has in PyTorch, if the modules are called alike.
 
-    Flax's collection `params` falls away, and its `kernel`, `scale` and `embedding` are PyTorch's `weight`.
+    Flax's collection `params` falls away, and its `kernel`, `scale` and `embedding` are PyTorch's `weight`; `mean` and
+    `var` of the collection `batch_stats` are `running_mean` and `running_var`.
 
     Args:
         path: The parameter's path, such as `"params/Dense_0/kernel"`.
@@ -59,7 +60,12 @@ def torch_name(path: str) -> str:
         `torch.nn.Module.named_parameters`.
     """
     *modules, leaf = path.removeprefix("params/").split("/")
+    if modules[:1] == ["batch_stats"]:
+        return ".".join([*modules[1:], f"running_{leaf}"])
     return ".".join([*modules, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
+
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
 
 
 class TorchParam(NamedTuple):
@@ -69,23 +75,30 @@ class TorchParam(NamedTuple):
     group: int
     layout: Layout
     shape: tuple[int, ...]  # in JAX
+    is_complex: bool
 
     def to_jax(self, what: str, value: Any, problems: list[str]) -> np.ndarray:
         """An array of the parameter's in JAX's layout; what does not fit is added to the problems."""
         array = to_numpy(value)
         try:
             converted = self.layout.to_jax(array)
-        except (ValueError, IndexError) as error:
+        except Exception as error:  # the layout may be the user's
             problems.append(f"{what} has the shape {array.shape}, which its layout does not take ({error})")
             return np.zeros(self.shape)
-        if converted.shape != self.shape:
-            problems.append(f"{what} has the shape {array.shape}, in JAX {converted.shape}, instead of {self.shape}")
+        if np.iscomplexobj(converted) and not self.is_complex:
+            problems.append(f"{what} is complex, and its parameter real")
+            return np.zeros(self.shape)
+        if np.shape(converted) != self.shape:
+            problems.append(
+                f"{what} has the shape {array.shape}, in JAX {np.shape(converted)}, instead of {self.shape}"
+            )
             return np.zeros(self.shape)
         return converted
 
     def to_torch(self, value: Any) -> np.ndarray:
-        """An array in PyTorch's layout, with memory of its own."""
-        return np.array(self.layout.to_torch(np.asarray(value)), order="C")
+        """An array in PyTorch's layout, with memory of its own; float32 for what PyTorch does not take from NumPy."""
+        array = np.asarray(value)
+        return np.array(self.layout.to_torch(array.astype(np.float32) if array.dtype.kind == "V" else array), order="C")
 
 
 def torch_params(
@@ -105,7 +118,7 @@ def torch_params(
         elif name in group_of:
             is_kernel = path.rpartition("/")[2] == "kernel" and np.ndim(leaf) >= 2
             layout = layouts.get(path, KERNEL if is_kernel else SAME)
-            found[keys] = TorchParam(name, group_of[name], layout, np.shape(leaf))
+            found[keys] = TorchParam(name, group_of[name], layout, np.shape(leaf), np.iscomplexobj(leaf))
         if name is not None:
             seen.setdefault(name, path)
     problems += [f"layouts has one for {path}, which is no parameter" for path in layouts if path not in seen.values()]
@@ -116,7 +129,7 @@ def torch_params(
 def to_numpy(value: Any) -> np.ndarray:
     """A copy of a tensor or an array: PyTorch changes its tensors in place, and JAX may share NumPy's memory."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
+        value = value.detach().cpu().resolve_conj().resolve_neg()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # NumPy has no bfloat16
         value = value.numpy()
     return np.array(value)
@@ -137,15 +150,21 @@ def names_by_group(
         ValueError: If neither the groups nor `order` name the parameters, or `order` has another length.
     """
     if all("param_names" in group for group in groups):
+        for group in groups:
+            if len(set(group["param_names"])) != len(group["params"]):
+                raise ValueError(
+                    f"{where}: param_names must name each of the {len(group['params'])} parameters of its group, got "
+                    f"{group['param_names']}"
+                )
         return [dict(zip(group["param_names"], group["params"])) for group in groups]
     if order is None:
         raise ValueError(
             f"{where}: order must list the parameters' names in the optimizer's order, such as [name for name, _ in "
             "model.named_parameters()], because the optimizer was not made from named parameters, got None"
         )
-    count = sum(len(group["params"]) for group in groups)
+    count, order = sum(len(group["params"]) for group in groups), list(order)
     if len(order) != count or len(set(order)) != count:
-        raise ValueError(f"{where}: order must have {count} different names, got {list(order)}")
+        raise ValueError(f"{where}: order must have {count} different names, got {order}")
     rest = iter(order)
     return [{next(rest): key for key in group["params"]} for group in groups]
 
@@ -197,7 +216,8 @@ def import_params(
 
     Args:
         params: The tree, of the right shapes and dtypes, such as a Flax module's `init` gives.
-        state_dict: What `model.state_dict()` gave, with tensors or arrays.
+        state_dict: What `model.state_dict()` gave, with tensors or arrays. Statistics of batch normalisation may be
+            there without a counterpart in the tree.
         names: As for `import_state`.
         layouts: As for `import_state`.
 
@@ -219,7 +239,10 @@ def import_params(
         `torch.nn.Module.state_dict`.
     """
     problems: list[str] = []
-    found = torch_params(params, names, layouts or {}, [state_dict], problems)
+    paths = [path_text(keys) for keys, _ in leaves_with_path(params)]
+    wanted = {names.get(path) if isinstance(names, Mapping) else names(path) for path in paths}
+    theirs = {name: None for name in state_dict if name in wanted or not name.endswith(_BUFFERS)}
+    found = torch_params(params, names, layouts or {}, [theirs], problems)
     lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if keys not in found]
     problems += [f"PyTorch has nothing for {path}" for path in lacking]
     values = {keys: one.to_jax(one.name, state_dict[one.name], problems) for keys, one in found.items()}

@@ -35,7 +35,8 @@ _KINDS: dict[str, _Kind] = {
 }
 _RENAMED = {"alpha": "decay"}
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
-_BOOKKEEPING = {"params", "param_names"}
+_BOOKKEEPING = {"params", "param_names", "name"}
+_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 
 
 def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequence[Rate] | None = None) -> Chain:
@@ -108,11 +109,11 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
     if name in ("Adam", "AdamW"):
         known.add("decoupled_weight_decay")
     if learning_rate is not None:
-        known.add("initial_lr")
-    if "initial_lr" in group.keys() - known:
+        known |= _SCHEDULERS
+    if left := sorted(_SCHEDULERS & group.keys() - known):
         raise ValueError(
-            "from_torch: initial_lr is what a learning-rate scheduler leaves behind; give the schedule, or the present "
-            f"lr ({float(group['lr']):g}), as learning_rate"
+            f"from_torch: {', '.join(left)} is what a learning-rate scheduler leaves behind; give the schedule, or the "
+            f"present lr ({group.get('lr')}), as learning_rate"
         )
     if unknown := sorted(group.keys() - known):
         raise ValueError(
@@ -120,6 +121,8 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
         )
     arguments = {key: group[key] for key in kind.arguments.split() if key in group}
     if "betas" in arguments:
+        if not isinstance(arguments["betas"], Sequence) or len(arguments["betas"]) != 2:
+            raise ValueError(f"from_torch: betas must be two numbers, got {arguments['betas']!r}")
         arguments["b1"], arguments["b2"] = arguments.pop("betas")
     rate = arguments.pop("lr", None)
     plain = {_RENAMED.get(key, key): _plain(value) for key, value in arguments.items()}

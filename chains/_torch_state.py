@@ -10,7 +10,7 @@ import optax
 
 from ._paths import KeyPath
 from ._states import Groups, StateArray, state_arrays, with_arrays
-from ._torch_names import Layout, Names, TorchParam, names_by_group, refuse, torch_name, torch_params
+from ._torch_names import Layout, Names, TorchParam, names_by_group, refuse, to_numpy, torch_name, torch_params
 from ._torch_spec import from_torch
 
 # What PyTorch calls the fields of the links' states.
@@ -79,6 +79,7 @@ def import_state(
     Source:
         `torch.optim.Optimizer.state_dict`.
     """
+    _check_state_dict("import_state: state_dict", state_dict)
     problems: list[str] = []
     fresh = tx.init(params)
     arrays = state_arrays("import_state: tx", tx, fresh, params)
@@ -89,6 +90,8 @@ def import_state(
         for group in groups
         for name, index in group.items()
     }
+    known = {index for group in groups for index in group.values()}
+    problems += [f"the state has an entry {key!r} of no group" for key in state_dict["state"] if key not in known]
     placed = {found[array.param].name for array in arrays if array.param in found}
     idle = [name for name in states if states[name] and name not in placed]
     problems += [f"{name} has a state, but the chain keeps none for it" for name in idle]
@@ -97,6 +100,18 @@ def import_state(
         values |= _group_values(own, found, states, steps, problems)
     refuse("import_state: the state must fit the chain and the parameters", problems)
     return with_arrays("import_state: tx", tx, fresh, values)
+
+
+def _check_state_dict(where: str, state_dict: Any) -> None:
+    """Raises if it is not what an optimizer's `state_dict()` gives."""
+    is_one = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys()
+    if not is_one or not all(isinstance(one, Mapping) for one in state_dict["state"].values()):
+        what = (
+            f"a dictionary of {', '.join(map(repr, state_dict))}"
+            if isinstance(state_dict, Mapping)
+            else repr(state_dict)
+        )
+        raise ValueError(f"{where} must be an optimizer's state_dict(), with 'state' and 'param_groups', got {what}")
 
 
 def _by_group(
@@ -183,7 +198,7 @@ def _has_schedule(array: StateArray) -> bool:
 
 def _common(key: str, names: list[str], states: Mapping[str, Mapping[str, Any]], problems: list[str]) -> float | None:
     """The number that all parameters of a group have in common, or `None` if they have none."""
-    found = {name: float(states[name][key]) for name in names if key in states[name]}
+    found = {name: float(np.mean(to_numpy(states[name][key]))) for name in names if key in states[name]}
     if len(set(found.values())) > 1:
         each = ", ".join(f"{name}: {value:g}" for name, value in found.items())
         problems.append(f"the parameters of a group must have the same {key}, a chain has one for all of them ({each})")
@@ -237,7 +252,8 @@ def export_state(
         `torch.optim.Optimizer.load_state_dict`.
     """
     problems: list[str] = []
-    target = template.state_dict() if hasattr(template, "state_dict") else template
+    target = template.state_dict() if hasattr(template, "param_groups") else template
+    _check_state_dict("export_state: template", target)
     arrays = state_arrays("export_state: state", tx, state, params)
     groups = names_by_group("export_state", target["param_groups"], order)
     found = torch_params(params, names, layouts or {}, groups, problems)

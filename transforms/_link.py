@@ -78,6 +78,11 @@ class Link(optax.GradientTransformationExtraArgs):
             return "foreign", identity_of(self.init), identity_of(self.update)
         return identity_of(self._written), identity_of(dict(self.hyperparams))
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is an Optax transformation that no link factory has built."""
+        return self._factory is None
+
     def replace(self, **changes: Any) -> "Link":
         """Returns this link rebuilt with some of its hyperparameters changed.
 

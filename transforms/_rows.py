@@ -15,12 +15,16 @@ from jax.experimental.sparse import BCOO
 class _Rows:
     """The numbers of the touched rows of an array, or all. To JAX a leaf, so it can stand for an array in a tree."""
 
-    def __init__(self, numbers: jax.Array | None):
-        self._numbers = numbers
+    def __init__(self, numbers: jax.Array | None, shape: tuple[int, ...] = ()):
+        self._numbers, self._shape = numbers, shape
 
     def take(self, array: jax.Array) -> jax.Array:
         """The touched rows; the padding of `sum_duplicates`, which is beyond the last row, is any."""
-        return array if self._numbers is None else array.at[self._numbers].get(mode="clip")
+        if self._numbers is None:
+            return array
+        if array.shape != self._shape:
+            raise ValueError(f"a row-sparse gradient must have its table's shape {array.shape}, got {self._shape}")
+        return array.at[self._numbers].get(mode="clip")
 
     def put(self, array: jax.Array, rows: jax.Array) -> jax.Array:
         """The array with other values in the touched rows."""
@@ -39,8 +43,10 @@ def update_rows(
     tx: optax.GradientTransformationExtraArgs, updates: Any, state: Any, params: Any, **extra_args: Any
 ) -> tuple[Any, Any]:
     """What `tx.update` does to the touched rows, as if they were the whole parameter; the others stay as they are."""
-    updates = jax.tree.map(lambda u: _unique(u) if _is_rows(u) else u, updates, is_leaf=_is_rows)
-    rows = jax.tree.map(lambda u: _Rows(u.indices[:, 0]) if _is_rows(u) else _ALL, updates, is_leaf=_is_rows_or_none)
+    updates = jax.tree.map(lambda u: unique_rows(u) if _is_rows(u) else u, updates, is_leaf=_is_rows)
+    rows = jax.tree.map(
+        lambda u: _Rows(u.indices[:, 0], u.shape) if _is_rows(u) else _ALL, updates, is_leaf=_is_rows_or_none
+    )
     few = jax.tree.map(lambda u: u.data if _is_rows(u) else u, updates, is_leaf=_is_rows)
     few_params = params if params is None else jax.tree.map(lambda p, r: r.take(p), params, rows)
     few_state = optax.tree.map_params(tx, lambda s, r: r.take(s), state, rows)
@@ -54,14 +60,17 @@ def update_rows(
     return jax.tree.map(sparse, updates, found, is_leaf=_is_rows_or_none), state
 
 
-def _unique(gradient: BCOO) -> BCOO:
-    """The gradient with every row once."""
+def unique_rows(gradient: BCOO) -> BCOO:
+    """The gradient with every row once, under a number that is not negative."""
     if (gradient.n_batch, gradient.n_sparse) != (0, 1):
         raise ValueError(
             "a row-sparse gradient must have one sparse dimension, the first, and no batch dimensions, got "
             f"n_batch={gradient.n_batch}, n_sparse={gradient.n_sparse}; row_gradient(table, ids, gradient) makes one"
         )
-    return gradient if gradient.unique_indices else gradient.sum_duplicates(nse=gradient.nse)
+    if gradient.unique_indices:
+        return gradient
+    indices = jnp.where(gradient.indices < 0, gradient.indices + gradient.shape[0], gradient.indices)
+    return BCOO((gradient.data, indices), shape=gradient.shape).sum_duplicates(nse=gradient.nse)
 
 
 def _is_rows(leaf: Any) -> bool:
@@ -79,7 +88,8 @@ def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.Arr
 
     Args:
         table: The table, (rows, *shape), or anything of its shape.
-        ids: The numbers of the rows, whole numbers of any shape; a row may be there several times.
+        ids: The numbers of the rows, whole numbers of any shape; a row may be there several times. Negative ones count
+            from the end, as in `table[ids]`.
         gradient: The gradient of `table[ids]`, of that shape.
 
     Returns:
@@ -113,4 +123,5 @@ def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.Arr
             f"row_gradient: gradient must have the shape of table[ids], got {gradient.shape} for a table {shape} and "
             f"ids {ids.shape}"
         )
-    return BCOO((gradient.reshape(-1, *shape[1:]), ids.reshape(-1, 1)), shape=shape)
+    numbers = ids.astype(jnp.promote_types(ids.dtype, jnp.int32)).reshape(-1, 1)  # shorter ones cannot tell all rows
+    return BCOO((gradient.reshape(-1, *shape[1:]), numbers), shape=shape)

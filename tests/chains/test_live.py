@@ -133,3 +133,17 @@ def test_in_flax_nnx():
     optimizer.opt_state.hyperparams["learning_rate"][...] = jnp.zeros(())
     optimizer.update(model, grads)
     np.testing.assert_array_equal(model.kernel[...], before)
+
+
+def test_what_is_inside_a_foreign_wrapper_cannot_be_live():
+    for tx in (optax.masked(adam(), True), live(adam()), optax.adam(0.1)):
+        with pytest.raises(ValueError, match="live: 'learning_rate' must be the name of one hyperparameter"):
+            live(tx)
+
+
+def test_a_schedule_is_no_value():
+    tx = live(sgd(0.5))
+    with pytest.raises(
+        ValueError, match="Live.set_hyperparams: 'learning_rate' must be a number, got exponential_decay"
+    ):
+        tx.set_hyperparams(tx.init(PARAMS), learning_rate=optax.exponential_decay(0.5, 1, 0.5))

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from linkax.chains import adam, adamw, chain, live, migrate, nadam, param_groups, rmsprop, sgd
+from linkax.chains import adam, adamw, chain, live, migrate, nadam, param_groups, rmsprop, sgd, sparse_adam
 from linkax.transforms import bias_correction, running_max, scale_by_nesterov
 
 PARAMS = {"body": {"w": jnp.arange(6.0).reshape(2, 3)}, "head": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}}
@@ -219,9 +219,9 @@ def test_the_old_state_is_not_changed_and_must_be_one():
     before = jax.tree.map(np.array, state)
     migrate(tx, state, adamw(), PARAMS)
     chex.assert_trees_all_equal(state, before)
-    with pytest.raises(ValueError, match="migrate: old_tx must have a state for each of the links moment_ratio"):
+    with pytest.raises(ValueError, match="migrate: old_state must have a state for each of the links moment_ratio"):
         migrate(tx, state[:1], adamw(), PARAMS)
-    with pytest.raises(TypeError, match="migrate: old_tx must be a link, a chain or an Optax transformation"):
+    with pytest.raises(TypeError, match="migrate: old_state must be a link, a chain or an Optax transformation"):
         migrate(adam, state, adamw(), PARAMS)
 
 
@@ -253,3 +253,84 @@ def test_with_flax_nnx():
     )
     train(again)
     np.testing.assert_allclose(model.kernel[...], before + updates["kernel"][...], rtol=1e-6)
+
+
+HALVING = optax.linear_schedule(1.0, 0.0, 10)
+
+
+def counts(migration):
+    return {
+        int(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(migration.state) if path[-1].name == "count"
+    }
+
+
+@pytest.mark.parametrize("old", [rmsprop(HALVING), adam(HALVING).drop("moment_ratio")])
+def test_new_moments_are_corrected_from_their_own_start(old):
+    new = adam(HALVING)
+    params, state = walk(old, old.init(PARAMS))
+    migration = migrate(old, state, new, params)
+    updates, _ = new.update(gradients(5), migration.state, params)
+    # Adam's first step is the learning rate's in every element, whatever the gradient; the schedule goes on.
+    chex.assert_trees_all_close(jax.tree.map(jnp.abs, updates), jax.tree.map(lambda w: 0 * w + 0.5, params), rtol=1e-5)
+
+
+def test_a_momentum_put_back_starts_anew_and_the_second_moment_goes_on():
+    old = adam(1e-3).drop("first.scale_by_momentum").drop("first.bias_correction")
+    params, state = walk(old, old.init(PARAMS))
+    migration = migrate(old, state, adam(1e-3), params)
+    assert int(migration.state[0].first[0].count) == int(migration.state[0].first[1].count) == 0
+    assert int(migration.state[0].second[1].count) == 5
+
+
+@pytest.mark.parametrize("new", [sgd(HALVING, momentum=0.9), sgd(HALVING, weight_decay=0.1), adam(HALVING)])
+def test_a_schedule_goes_on_where_there_were_no_moments(new):
+    old = sgd(HALVING)
+    params, state = walk(old, old.init(PARAMS))
+    assert int(migrate(old, state, new, params).state[-1].count) == 5
+    grouped, renamed = param_groups({"body": old, "head": old}, SPLIT), param_groups({"x": new}, lambda *_: "x")
+    params, state = walk(grouped, grouped.init(PARAMS))
+    migration = migrate(grouped, state, renamed, params)
+    assert int(migration.state[0].inner_states["x"].inner_state[-1].count) == 5
+    assert int(migrate(grouped, state, new, params).state[-1].count) == 5
+
+
+def test_live_around_groups_goes_on_too():
+    groups = param_groups({"body": adam(HALVING), "head": adam(HALVING)}, SPLIT)
+    params, state = walk(groups, groups.init(PARAMS))
+    new = live(groups, "head.learning_rate")
+    migration = migrate(groups, state, new, params)
+    assert int(migration.state.count) == 5
+    chex.assert_trees_all_close(
+        new.update(gradients(5), migration.state, params)[0], groups.update(gradients(5), state, params)[0], rtol=1e-6
+    )
+
+
+def test_moments_are_not_given_to_a_parameter_of_the_same_name_deeper_in_the_tree():
+    params = {"norm": {"scale": jnp.ones(2)}, "encoder": {"norm": {"scale": jnp.ones(2)}}}
+    tx = adam()
+    _, state = walk(tx, tx.init(params), params)
+    shallow = {"norm": params["norm"]}
+    migration = migrate(tx, state, tx, shallow)
+    np.testing.assert_array_equal(
+        migration.state[0].first[0].mu["norm"]["scale"], state[0].first[0].mu["norm"]["scale"]
+    )
+    assert migration.dropped == [
+        "first.scale_by_momentum.mu.encoder.norm.scale",
+        "second.mean_square.nu.encoder.norm.scale",
+    ]
+
+
+@pytest.mark.parametrize("tx", [sparse_adam(), optax.masked(adam(), True), optax.apply_if_finite(adam(), 2)])
+def test_lazy_links_and_foreign_wrappers_keep_their_state(tx):
+    _, state = tx.update(gradients(0), tx.init(PARAMS), PARAMS)
+    migration = migrate(tx, state, tx, PARAMS)
+    chex.assert_trees_all_equal(migration.state, state)
+
+
+def test_another_optimizers_state_is_refused():
+    state = rmsprop(0.1).init(PARAMS)
+    for tx in (sgd(0.1, momentum=0.9), adam(), param_groups({"x": adam()}, lambda *_: "x")):
+        with pytest.raises(ValueError, match="migrate: old_state must"):
+            migrate(tx, state, adam(), PARAMS)
+    with pytest.raises(TypeError, match="migrate: new_tx must be a link, a chain or an Optax transformation"):
+        migrate(adam(), adam().init(PARAMS), adam, PARAMS)

@@ -207,3 +207,24 @@ def test_in_flax_nnx():
     step(model, optimizer)
     np.testing.assert_array_equal(model.body.kernel[...], before)
     assert (model.head.kernel[...] != head).any()
+
+
+def test_labels_are_copied():
+    labels = dict(BY_TREE)
+    tx = param_groups(GROUPS, labels)
+    labels["head"] = "body"
+    assert tx == param_groups(GROUPS, BY_TREE)
+
+
+def test_keys_with_slashes_are_told_apart():
+    params = {"a/b": {"c": jnp.ones(2)}, "a": {"b/c": jnp.ones(3)}}
+    tx = param_groups({"x": sgd(1.0), "y": sgd(2.0)}, {"a/b": {"c": "x"}, "a": {"b/c": "y"}})
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["a/b"]["c"][0] == -1
+    assert updates["a"]["b/c"][0] == -2
+
+
+def test_a_parameter_that_is_none_needs_no_label():
+    params = {"body": jnp.ones(2), "head": None}
+    tx = param_groups(GROUPS, {"body": "body", "head": "head"})
+    assert tx.update(params, tx.init(params), params)[0]["head"] is None

@@ -325,3 +325,50 @@ def test_what_is_no_optimizer_of_ours_is_refused():
     for wrong in ("Adam", ("Adam",), ("Adam", 3), ("Adam", []), None, 1):
         with pytest.raises(TypeError, match="from_torch: optimizer must be a torch.optim optimizer or a pair"):
             from_torch(wrong)
+
+
+def test_schedulers_that_leave_more_than_a_learning_rate():
+    walk = Walk()
+    optimizer = torch.optim.SGD(walk.named(), lr=0.1, momentum=0.9)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+    with pytest.raises(
+        ValueError, match="base_momentum, initial_lr, max_lr, max_momentum, min_lr is what a learning-rate"
+    ):
+        from_torch(optimizer)
+    tx = from_torch(optimizer, learning_rate=0.1)
+    export_state(tx, walk.params(), tx.init(walk.params()), optimizer)
+
+
+def test_wrong_dictionaries_are_refused():
+    walk = Walk()
+    optimizer = torch.optim.Adam(walk.named())
+    walk.step_torch(optimizer)
+    params, state_dict = walk.params(), optimizer.state_dict()
+    for wrong in ({}, {"state": {}}, optimizer, {"fc.weight": 1}, {"state": {0: 1}, "param_groups": []}):
+        with pytest.raises(ValueError, match="import_state: state_dict must be an optimizer's state_dict"):
+            import_state(adam(), params, wrong)
+    with pytest.raises(ValueError, match="export_state: template must be an optimizer's state_dict"):
+        export_state(adam(), params, adam().init(params), {})
+    as_json = {**state_dict, "state": {str(key): value for key, value in state_dict["state"].items()}}
+    with pytest.raises(ValueError, match="the state has an entry '0' of no group"):
+        import_state(adam(), params, as_json)
+    groups = [{**state_dict["param_groups"][0], "param_names": ["fc.weight"]}]
+    with pytest.raises(ValueError, match="import_state: param_names must name each of the 6 parameters"):
+        import_state(adam(), params, {**state_dict, "param_groups": groups})
+    with pytest.raises(ValueError, match="from_torch: betas must be two numbers, got 0.9"):
+        from_torch(("Adam", {"betas": 0.9}))
+
+
+def test_batch_normalisation_and_half_precision():
+    model = torch.nn.Sequential()
+    model.add_module("bn", torch.nn.BatchNorm1d(3))
+    model.bn.running_mean += 0.5
+    tree = {"params": {"bn": {"scale": jnp.zeros(3, jnp.bfloat16), "bias": jnp.zeros(3, jnp.bfloat16)}}}
+    assert import_params(tree, model.state_dict())["params"]["bn"]["scale"].dtype == jnp.bfloat16
+    with_statistics = {**tree, "batch_stats": {"bn": {"mean": jnp.zeros(3), "var": jnp.zeros(3)}}}
+    params = import_params(with_statistics, model.state_dict())
+    np.testing.assert_array_equal(params["batch_stats"]["bn"]["mean"], 0.5 * np.ones(3))
+    exported = {name: torch.from_numpy(value) for name, value in export_params(params).items()}
+    model.load_state_dict(exported, strict=False)
+    with pytest.raises(ValueError, match="bn.weight is complex, and its parameter real"):
+        import_params(tree, {"bn.weight": torch.ones(3, dtype=torch.complex128), "bn.bias": torch.ones(3)})

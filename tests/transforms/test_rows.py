@@ -8,8 +8,8 @@ import optax
 import pytest
 from jax.experimental.sparse import BCOO
 
-from linkax.chains import adagrad, adam, adamw, apply_updates, chain, param_groups, rmsprop, sgd, sparse_adam
-from linkax.transforms import lazy, row_gradient, scale_by_momentum
+from linkax.chains import ablations, adagrad, adam, adamw, apply_updates, chain, param_groups, rmsprop, sgd, sparse_adam
+from linkax.transforms import lazy, negate_grad, row_gradient, scale_by_momentum
 
 TABLE = jnp.arange(12.0).reshape(6, 2)
 IDS = jnp.array([[4, 1], [4, 5]])
@@ -113,3 +113,49 @@ def test_compiles_once_and_updates_like_optaxs_apply():
         updates, state = update(row_gradient(TABLE, ids % 6, ROWS), state)
         np.testing.assert_allclose(apply_updates(TABLE, updates), TABLE + updates.todense(), rtol=1e-6)
     assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize("tx", [sgd(1.0), adagrad(1.0), sparse_adam(1.0)])
+def test_negative_numbers_count_from_the_end(tx):
+    found, state = walk(tx, TABLE, row_gradient(TABLE, jnp.array([-1, 5, -6]), jnp.ones((3, 2))))
+    expected, other = walk(tx, TABLE, row_gradient(TABLE, jnp.array([5, 5, 0]), jnp.ones((3, 2))))
+    chex.assert_trees_all_equal((found, state), (expected, other))
+    raw = BCOO((jnp.ones((2, 2)), jnp.array([[-1], [5]])), shape=TABLE.shape)
+    np.testing.assert_array_equal(apply_updates(TABLE, raw)[5], TABLE[5] + 2)
+
+
+def test_short_whole_numbers_reach_every_row():
+    table = jnp.zeros((300, 1))
+    found, _ = walk(sgd(1.0), table, row_gradient(table, jnp.array([255, 7], jnp.uint8), jnp.ones((2, 1))), steps=1)
+    assert found[255] == found[7] == -1
+
+
+def test_a_gradient_of_another_table_is_refused():
+    gradient = row_gradient(jnp.zeros((9, 2)), IDS, ROWS)
+    with pytest.raises(ValueError, match=r"must have its table's shape \(6, 2\), got \(9, 2\)"):
+        adagrad().update(gradient, adagrad().init(TABLE))
+    with pytest.raises(ValueError, match=r"apply_updates: a row-sparse update must have its table's shape \(6, 2\)"):
+        apply_updates(TABLE, gradient)
+
+
+def test_groups_find_rows_without_parameters_and_only_by_themselves():
+    params, grads = (
+        {"table": TABLE, "bias": jnp.ones(2)},
+        {"table": row_gradient(TABLE, IDS, ROWS), "bias": jnp.ones(2)},
+    )
+    for labels in ({"table": "table", "bias": "rest"}, lambda path, _: "table" if path == "table" else "rest"):
+        tx = param_groups({"table": adagrad(), "rest": adam()}, labels)
+        updates, _ = tx.update(grads, tx.init(params))
+        assert isinstance(updates["table"], BCOO)
+    front = chain(negate_grad(), tx)
+    with pytest.raises(TypeError, match="param_groups takes row-sparse gradients only without links beside it"):
+        front.update(grads, front.init(params), params)
+
+
+def test_an_ablation_takes_away_only_the_laziness():
+    ordinary = ablations(sparse_adam())["without lazy"]
+    found, _ = walk(ordinary, TABLE, dense_gradient())
+    expected, _ = walk(sparse_adam(), TABLE, dense_gradient())
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(TypeError, match="cannot take row-sparse gradients"):
+        ordinary.update(row_gradient(TABLE, IDS, ROWS), ordinary.init(TABLE))
