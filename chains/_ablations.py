@@ -16,7 +16,7 @@ from linkax.transforms import (
 from linkax.transforms._identity import identity_of
 
 from ._chain import Chain, chain
-from ._parts import Part, Path, flatten, inside, parts, rewrite, with_inside
+from ._parts import Part, Path, flatten, inside, is_partition, parts, rewrite, with_inside
 
 _OTHER_DECAY = {"add_l2_to_grad": decoupled_weight_decay, "decoupled_weight_decay": add_l2_to_grad}
 _SECOND_MOMENT_OF = {"scale_by_rms": mean_square, "scale_by_stddev": variance}
@@ -69,7 +69,7 @@ def ablations(tx: Chain) -> dict[str, Chain]:
     """
     if not isinstance(tx, Chain):
         raise TypeError(f"ablations: tx must be a chain, got {tx!r}; make one with linkax.chains.chain")
-    every = [part for part in parts(tx.links) if tx.links[int(part.path[0])].name != "partition"]
+    every = [part for part in parts(tx.links) if not is_partition(tx.links[int(part.path[0])])]
     steps = [step for part in every for step in _without(part, every)]
     corrections = {part.path: () for part in every if part.link.name == "bias_correction"}
     if len(corrections) > 1:
@@ -87,7 +87,7 @@ def ablations(tx: Chain) -> dict[str, Chain]:
         if new != tx and new not in found.values():
             found[_free(name, found)] = new
     for index, link in enumerate(tx.links):
-        if link.name == "partition":
+        if is_partition(link):
             for group, inner in inside(link).items():
                 for name, new in ablations(chain(inner)).items():
                     links = (*tx.links[:index], with_inside(link, {group: new}), *tx.links[index + 1 :])

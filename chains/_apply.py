@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.sparse import BCOO
 
-from linkax.transforms._rows import unique_rows
+from linkax.transforms._rows import is_rows, unique_rows
 
 
 def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
@@ -44,7 +43,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
         if u is None or p is None:
             return p
         p = jnp.asarray(p)
-        if isinstance(u, BCOO):
+        if is_rows(u):
             if u.shape != p.shape:
                 raise ValueError(
                     f"apply_updates: a row-sparse update must have its table's shape {p.shape}, got {u.shape}"
@@ -53,4 +52,4 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
             return p.at[rows.indices[:, 0]].add(rows.data.astype(p.dtype), mode="drop", unique_indices=True)
         return (p + u).astype(p.dtype)
 
-    return jax.tree.map(add, updates, params, is_leaf=lambda u: u is None or isinstance(u, BCOO))
+    return jax.tree.map(add, updates, params, is_leaf=lambda u: u is None or is_rows(u))

@@ -12,7 +12,7 @@ from linkax.transforms import Link
 from linkax.transforms._link import recall, remember
 from linkax.transforms._rows import has_rows, update_rows
 
-from ._parts import Part, Path, flatten, inside, parts, rewrite, with_inside
+from ._parts import Part, Path, flatten, inside, is_partition, parts, rewrite, with_inside
 from ._places import check_places, check_rows, own_index
 from ._tree import tree_html, tree_text
 
@@ -79,7 +79,7 @@ class Chain(optax.GradientTransformationExtraArgs):
         old = self._find_one("swap", name)
         new = flatten("Chain.swap: link", link)
         holder = self.links[int(old.path[0])]
-        if holder.name == "partition" and len(old.path) > 1:  # the links of a group are a chain of their own
+        if is_partition(holder) and len(old.path) > 1:  # the links of a group are a chain of their own
             slot = str(old.path[1])
             group = chain(inside(holder)[slot]).swap(old.name.removeprefix(f"{slot}."), link)
             return self._rewrite({old.path[:1]: (with_inside(holder, {slot: group}),)})

@@ -160,8 +160,6 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     """
     its = chain(tx)
     every = list(parts(its.links))
-    foreign = [part.path for part in every if part.link.is_foreign]  # what is inside these cannot be rebuilt
-    every = [part for part in every if not any(part.path[: len(path)] == path for path in foreign)]
     found = {name: _find(name, every) for name in names or ("learning_rate",)}
 
     def init(params: Any) -> LiveState:

@@ -12,7 +12,7 @@ from linkax.transforms._nesterov import weight_after
 
 from ._live import Live
 from ._param_groups import labels_by_path
-from ._parts import flatten, inside
+from ._parts import flatten, inside, is_partition
 from ._paths import KeyPath, leaves_with_path, path_text
 from ._states import Groups, Site, StateArray, map_states, state_arrays, with_arrays
 
@@ -172,7 +172,7 @@ def _ages(old: Iterable[StateArray]) -> dict[Groups, int]:
 def _groups_of(tx: optax.GradientTransformation, params: Any) -> dict[KeyPath, Groups]:
     """The group of every parameter, as far as the labels say."""
     links = flatten("migrate", tx.chain if isinstance(tx, Live) else tx)
-    holder = next((link for link in links if link.name == "partition" and not link.is_foreign), None)
+    holder = next(filter(is_partition, links), None)
     if holder is None:
         return {path: () for path, _ in leaves_with_path(params)}
     inner = {label: _groups_of(group, params) for label, group in inside(holder).items()}
@@ -256,7 +256,7 @@ def _renamed(old: Iterable[StateArray], new: Iterable[StateArray]) -> dict[str, 
                 found[array.site.name].add(array.field)
     gone = {name: fields for name, fields in had.items() if name not in has}
     renamed: dict[str, str] = {}
-    for name in has.keys() - had.keys():
+    for name in [name for name in has if name not in had]:
         slot = name.rpartition(".")[0]
         match = next((one for one in gone if one.rpartition(".")[0] == slot and has[name] & gone[one]), None)
         if match is not None:

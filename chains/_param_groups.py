@@ -7,9 +7,10 @@ import jax
 import optax
 
 from linkax.transforms import link
+from linkax.transforms._rows import is_rows
 
 from ._chain import Chain, chain
-from ._paths import KeyPath, bare, is_rows, leaves_with_path, missing_paths, path_text, words
+from ._paths import KeyPath, bare, leaves_with_path, missing_paths, path_text, words
 
 
 def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any) -> Chain:

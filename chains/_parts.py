@@ -45,6 +45,11 @@ def holders(link: Link) -> list[str]:
     return [argument for argument, value in link.hyperparams.items() if holds(value)]
 
 
+def is_partition(link: Link) -> bool:
+    """Whether it is the link of `param_groups`, and not Optax's own `partition`."""
+    return link.name == "partition" and not link.is_foreign
+
+
 def with_inside(link: Link, new: Mapping[str, optax.GradientTransformation]) -> Link:
     """The link with other transformations in some of its slots."""
     changes = {}
@@ -58,10 +63,11 @@ def with_inside(link: Link, new: Mapping[str, optax.GradientTransformation]) -> 
 
 
 def parts(links: tuple[Link, ...], path: Path = (), slots: str = "") -> Iterator[Part]:
-    """Yields every link, in the order in which they are printed."""
+    """Yields every link that can be reached, in the order in which they are printed: a foreign link is not rebuilt."""
     for index, link in enumerate(links):
         yield Part((*path, index), slots + link.name, link)
-        for slot, tx in inside(link).items():
+        held = {} if link.is_foreign else inside(link)
+        for slot, tx in held.items():
             yield from parts(flatten(link.name, tx), (*path, index, slot), f"{slots}{slot}.")
 
 

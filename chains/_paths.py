@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 import optax
-from jax.experimental.sparse import BCOO
+
+from linkax.transforms._rows import is_rows
 
 KeyPath = tuple[Any, ...]
 
@@ -17,11 +18,6 @@ def bare(path: KeyPath) -> KeyPath:
 def leaves_with_path(tree: Any) -> list[tuple[KeyPath, Any]]:
     """The leaves with their bare paths; a row-sparse gradient is one."""
     return [(bare(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_rows)]
-
-
-def is_rows(leaf: Any) -> bool:
-    """Whether it is a row-sparse gradient."""
-    return isinstance(leaf, BCOO)
 
 
 def words(path: KeyPath) -> tuple[str, ...]:

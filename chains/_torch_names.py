@@ -65,6 +65,10 @@ def torch_name(path: str) -> str:
     return ".".join([*modules, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
 
 
+def _name_of(names: Names, path: str) -> str | None:
+    return names.get(path) if isinstance(names, Mapping) else names(path)
+
+
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
 
 
@@ -110,7 +114,7 @@ def torch_params(
     seen: dict[str, str] = {}
     for keys, leaf in leaves_with_path(params):
         path = path_text(keys)
-        name = names.get(path) if isinstance(names, Mapping) else names(path)
+        name = _name_of(names, path)
         if name is None:
             problems.append(f"names has none for {path}")
         elif name in seen:
@@ -199,7 +203,7 @@ def torch_labels(
 
     def label(path: str, leaf: Any) -> str:
         del leaf
-        name = names.get(path) if isinstance(names, Mapping) else names(path)
+        name = _name_of(names, path)
         return group_of.get(name or "", f"none of {len(groups)}")
 
     return label
@@ -240,7 +244,7 @@ def import_params(
     """
     problems: list[str] = []
     paths = [path_text(keys) for keys, _ in leaves_with_path(params)]
-    wanted = {names.get(path) if isinstance(names, Mapping) else names(path) for path in paths}
+    wanted = {_name_of(names, path) for path in paths}
     theirs = {name: None for name in state_dict if name in wanted or not name.endswith(_BUFFERS)}
     found = torch_params(params, names, layouts or {}, [theirs], problems)
     lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if keys not in found]
@@ -278,7 +282,7 @@ def export_params(
     problems: list[str] = []
     leaves = leaves_with_path(params)
     paths = [path_text(keys) for keys, _ in leaves]
-    own = {names.get(path) if isinstance(names, Mapping) else names(path): None for path in paths}
+    own = {_name_of(names, path): None for path in paths}
     found = torch_params(params, names, layouts or {}, [{name: None for name in own if name is not None}], problems)
     refuse("export_params: every parameter must have a name of its own", problems)
     return {found[keys].name: found[keys].to_torch(leaf) for keys, leaf in leaves}

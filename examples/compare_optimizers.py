@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import jax
-from _looks import look
+from _looks import log_scale, look
 from _mnist import mnist
 from _options import Options
 from _training import BATCH, NET, Data, accuracy, digits, epoch
@@ -56,12 +56,11 @@ def train(tx: Chain, data: Data, epochs: int, bar: tqdm) -> tuple[list[float], f
 def draw(curves: dict[str, list[float]], title: str, out: Path) -> None:
     figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.set_yscale("log", subs=[2, 5])
+    log_scale(axes)
     for i, (name, losses) in enumerate(curves.items()):
         # Markers at different epochs show which curves lie on top of each other.
         axes.plot(range(1, len(losses) + 1), losses, **look(name), markersize=6, label=name, markevery=(i % 4, 4))
     axes.set(xlabel="epoch", ylabel="training loss (cross-entropy in nats, mean over the epoch)")
-    axes.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     axes.set_title(title, fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _looks import NEITHER, look
+from _looks import NEITHER, log_scale, look
 from _options import Options
 from _training import digits
 from flax import linen as nn
@@ -101,8 +101,7 @@ def main() -> None:
         color, dashes = looks[name]
         axes.plot(range(args.steps), mean, dashes, color=color, label=name)
     axes.axvline(half, color="black", linestyle=":", label="the features are unfrozen")
-    axes.set_yscale("log", subs=[2, 5])
-    axes.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+    log_scale(axes)
     axes.set(xlabel="step", ylabel="training loss (cross-entropy in nats)")
     axes.set_title(f"Fine-tuning on the digits 5 to 9: 100 images, mean of {args.seeds} seeds", fontsize=11)
     axes.grid(alpha=0.3, which="both")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _looks import look
+from _looks import log_scale, look
 from _options import Options
 from _training import digits
 from flax import linen as nn
@@ -125,8 +125,7 @@ def main() -> None:
     axes.plot(epochs, theirs, "-", color=look("Adam")["color"], linewidth=5, alpha=0.5, label="PyTorch")
     axes.plot(epochs[half:], ours, "o-", color=look("AdamW")["color"], linewidth=1.5, label="Flax, from PyTorch's file")
     axes.axvline(half + 0.5, color="black", linestyle=":", label="moved")
-    axes.set_yscale("log", subs=[2, 5])
-    axes.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+    log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="training loss (cross-entropy in nats)", title=title)
     axes.grid(alpha=0.3, which="both")

@@ -36,18 +36,18 @@ _ALL = _Rows(None)
 
 def has_rows(updates: Any) -> bool:
     """Whether a leaf of the updates is row-sparse."""
-    return any(isinstance(leaf, BCOO) for leaf in jax.tree.leaves(updates, is_leaf=_is_rows))
+    return any(isinstance(leaf, BCOO) for leaf in jax.tree.leaves(updates, is_leaf=is_rows))
 
 
 def update_rows(
     tx: optax.GradientTransformationExtraArgs, updates: Any, state: Any, params: Any, **extra_args: Any
 ) -> tuple[Any, Any]:
     """What `tx.update` does to the touched rows, as if they were the whole parameter; the others stay as they are."""
-    updates = jax.tree.map(lambda u: unique_rows(u) if _is_rows(u) else u, updates, is_leaf=_is_rows)
+    updates = jax.tree.map(lambda u: unique_rows(u) if is_rows(u) else u, updates, is_leaf=is_rows)
     rows = jax.tree.map(
-        lambda u: _Rows(u.indices[:, 0], u.shape) if _is_rows(u) else _ALL, updates, is_leaf=_is_rows_or_none
+        lambda u: _Rows(u.indices[:, 0], u.shape) if is_rows(u) else _ALL, updates, is_leaf=_is_rows_or_none
     )
-    few = jax.tree.map(lambda u: u.data if _is_rows(u) else u, updates, is_leaf=_is_rows)
+    few = jax.tree.map(lambda u: u.data if is_rows(u) else u, updates, is_leaf=is_rows)
     few_params = params if params is None else jax.tree.map(lambda p, r: r.take(p), params, rows)
     few_state = optax.tree.map_params(tx, lambda s, r: r.take(s), state, rows)
     found, new = tx.update(few, few_state, few_params, **extra_args)
@@ -55,7 +55,7 @@ def update_rows(
     state = jax.tree.map(lambda old, its, r: r.put(old, its), state, new, places)
 
     def sparse(u: Any, its: Any) -> Any:
-        return BCOO((its, u.indices), shape=u.shape, unique_indices=True) if _is_rows(u) else its
+        return BCOO((its, u.indices), shape=u.shape, unique_indices=True) if is_rows(u) else its
 
     return jax.tree.map(sparse, updates, found, is_leaf=_is_rows_or_none), state
 
@@ -73,12 +73,13 @@ def unique_rows(gradient: BCOO) -> BCOO:
     return BCOO((gradient.data, indices), shape=gradient.shape).sum_duplicates(nse=gradient.nse)
 
 
-def _is_rows(leaf: Any) -> bool:
+def is_rows(leaf: Any) -> bool:
+    """Whether it is a row-sparse gradient."""
     return isinstance(leaf, BCOO)
 
 
 def _is_rows_or_none(leaf: Any) -> bool:
-    return leaf is None or _is_rows(leaf)
+    return leaf is None or is_rows(leaf)
 
 
 def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.ArrayLike) -> BCOO:
