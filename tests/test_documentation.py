@@ -15,9 +15,9 @@ import linkax.transforms
 
 PACKAGES: tuple[Any, ...] = (linkax.transforms, linkax.chains)
 MODULES = [
-    importlib.import_module(f"{package.__name__}.{module.name}")
+    importlib.import_module(module.name)
     for package in PACKAGES
-    for module in pkgutil.iter_modules(package.__path__)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 ]
 PUBLIC = {
     f"{package.__name__}.{name}": value

@@ -20,7 +20,7 @@ from linkax.transforms import (
     variance,
 )
 
-from .optimizers import Optimizer, each_optimizer, run, some_gradients, some_params
+from ..optimizers import Optimizer, each_optimizer, run, some_gradients, some_params
 
 _FIRST, _SECOND = scale_by_momentum(0.9, dampening=0.9), mean_square(0.999)
 _CORRECT_FIRST, _CORRECT_SECOND = bias_correction(0.9), bias_correction(0.999)

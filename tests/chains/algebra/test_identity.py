@@ -28,7 +28,7 @@ from linkax.transforms import (
     scale_by_rms,
 )
 
-from .optimizers import VALUES, Optimizer, each_hyperparameter, each_optimizer, nth, some_gradients, some_params
+from ..optimizers import VALUES, Optimizer, each_hyperparameter, each_optimizer, nth, some_gradients, some_params
 
 
 @each_optimizer

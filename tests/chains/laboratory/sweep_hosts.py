@@ -1,6 +1,6 @@
 """A sweep that several devices or hosts share, printed as JSON; started by test_sweep.py.
 
-python -m tests.chains.sweep_hosts FILE [PORT HOST HOSTS]
+python -m tests.chains.laboratory.sweep_hosts FILE [PORT HOST HOSTS]
 """
 
 import json

@@ -13,8 +13,8 @@ from linkax.transforms import (
 )
 from linkax.transforms._check import checked
 
-from ._chain import Chain, chain
-from ._when import when
+from ..algebra._chain import Chain, chain
+from ..algebra._when import when
 
 
 @checked

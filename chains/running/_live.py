@@ -12,8 +12,8 @@ from linkax.transforms._describe import describe
 from linkax.transforms._leaves import at_step, increment
 from linkax.transforms._link import recall, remember
 
-from ._chain import Chain, chain
-from ._parts import Part, Path, parts, rewrite
+from ..algebra._chain import Chain, chain
+from ..algebra._parts import Part, Path, parts, rewrite
 
 
 class LiveState(NamedTuple):

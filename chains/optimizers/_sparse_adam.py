@@ -13,8 +13,8 @@ from linkax.transforms import (
     scale_by_momentum,
 )
 
-from ._chain import Chain, chain
-from ._when import when
+from ..algebra._chain import Chain, chain
+from ..algebra._when import when
 
 
 def sparse_adam(

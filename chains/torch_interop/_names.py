@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._paths import KeyPath, bare, leaves_with_path, path_text
+from ..algebra._paths import KeyPath, bare, leaves_with_path, path_text
 
 Names = Callable[[str], str] | Mapping[str, str]
 """From the paths of parameters, such as `"params/Dense_0/kernel"`, to PyTorch's names, such as `"Dense_0.weight"`."""

@@ -10,11 +10,11 @@ import optax
 
 from linkax.transforms._nesterov import weight_after
 
+from ..algebra._parts import flatten, inside, is_partition
+from ..algebra._paths import KeyPath, leaves_with_path, path_text
+from ..algebra._states import Groups, Site, StateArray, map_states, state_arrays, with_arrays
 from ._live import Live
 from ._param_groups import labels_by_path
-from ._parts import flatten, inside, is_partition
-from ._paths import KeyPath, leaves_with_path, path_text
-from ._states import Groups, Site, StateArray, map_states, state_arrays, with_arrays
 
 
 class Migration(NamedTuple):

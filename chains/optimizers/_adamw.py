@@ -12,9 +12,9 @@ from linkax.transforms import (
 )
 from linkax.transforms._check import checked
 
+from ..algebra._chain import Chain, chain
+from ..algebra._when import when
 from ._adam import adam_ratio
-from ._chain import Chain, chain
-from ._when import when
 
 
 @checked

@@ -9,8 +9,8 @@ import optax
 from linkax.transforms import link
 from linkax.transforms._rows import is_rows
 
-from ._chain import Chain, chain
-from ._paths import KeyPath, bare, leaves_with_path, missing_paths, path_text, words
+from ..algebra._chain import Chain, chain
+from ..algebra._paths import KeyPath, bare, leaves_with_path, missing_paths, path_text, words
 
 
 def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any) -> Chain:

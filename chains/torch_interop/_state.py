@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._paths import KeyPath
-from ._states import Groups, StateArray, state_arrays, with_arrays
-from ._torch_names import Layout, Names, TorchParam, names_by_group, refuse, to_numpy, torch_name, torch_params
-from ._torch_spec import from_torch
+from ..algebra._paths import KeyPath
+from ..algebra._states import Groups, StateArray, state_arrays, with_arrays
+from ._names import Layout, Names, TorchParam, names_by_group, refuse, to_numpy, torch_name, torch_params
+from ._spec import from_torch
 
 # What PyTorch calls the fields of the links' states.
 _KEYS = {

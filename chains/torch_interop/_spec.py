@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 from linkax.transforms._check import Rate
 
-from ._adadelta import adadelta
-from ._adagrad import adagrad
-from ._adam import adam
-from ._adamw import adamw
-from ._chain import Chain
-from ._nadam import nadam
-from ._param_groups import param_groups
-from ._rmsprop import rmsprop
-from ._sgd import sgd
+from ..algebra._chain import Chain
+from ..optimizers._adadelta import adadelta
+from ..optimizers._adagrad import adagrad
+from ..optimizers._adam import adam
+from ..optimizers._adamw import adamw
+from ..optimizers._nadam import nadam
+from ..optimizers._rmsprop import rmsprop
+from ..optimizers._sgd import sgd
+from ..running._param_groups import param_groups
 
 
 class _Kind(NamedTuple):

@@ -17,7 +17,8 @@ import optax
 import pytest
 import xarray
 
-from linkax.chains import _sweep_points, ablations, adam, adamw, sgd, sweep
+from linkax.chains import ablations, adam, adamw, sgd, sweep
+from linkax.chains.laboratory import _sweep_points
 
 from . import sweep_hosts
 from .sweep_hosts import GRID, VARIANTS, train
@@ -512,9 +513,17 @@ def test_another_name_for_a_dimension_is_another_sweep(tmp_path):
 
 
 def _start(file, *arguments, devices=1):
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-W", "error", "-m", "tests.chains.sweep_hosts", str(file), *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "tests.chains.laboratory.sweep_hosts",
+        str(file),
+        *map(str, arguments),
+    ]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True)
 

@@ -11,7 +11,7 @@ import optax
 
 from linkax.transforms import Link
 
-from ._live import Live
+from ..running._live import Live
 from ._parts import flatten, inside
 from ._paths import KeyPath, bare, leaves_with_path, path_text
 

@@ -1,0 +1,1 @@
+"""The named optimizers: one a file, each one chain of links."""
