@@ -19,4 +19,5 @@ from .running._live import LiveState as LiveState
 from .running._live import live as live
 from .running._migrate import Migration as Migration
 from .running._migrate import migrate as migrate
+from .running._migrate_nnx import migrate_nnx as migrate_nnx
 from .running._param_groups import param_groups as param_groups

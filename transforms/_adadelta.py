@@ -11,8 +11,9 @@ import optax
 
 from ._check import Fraction, NonNegative
 from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, safe_sqrt, scalar, wide
-from ._link import link
-from ._precision import at_least_float32
+from ._link import Slot, link
+from ._meaning import Moment
+from ._precision import at_least_float32, wide_inside
 from ._rms import scale_by_rms
 
 
@@ -22,7 +23,12 @@ class ScaleByPastRmsState(NamedTuple):
     mean_square_step: optax.Updates  # shapes of the parameters, at least float32: the mean of squares of past outputs
 
 
-@link("moment")
+@link(
+    "moment",
+    state={"mean_square_step": Moment("mean square of step of {}", power=0, torch="acc_delta")},
+    out="step of {}",
+    knobs={"decay": "decay"},
+)
 def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransformation:
     """Multiplies what comes in by the RMS of what this link has put out so far.
 
@@ -30,7 +36,7 @@ def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransf
     a direction without units (a gradient over its RMS) the units of the parameters.
 
     Args:
-        decay: How much of the past the mean keeps, ρ, in [0, 1].
+        decay: How much of the past the mean keeps, ρ, in [0, 1], or a schedule of it.
         eps: ε ≥ 0, in squared units of the parameters; with ε = 0 nothing ever moves.
 
     Returns:
@@ -67,7 +73,7 @@ def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransf
     return optax.GradientTransformation(init, update)
 
 
-@link("moment")
+@link("moment", knobs={"rho": "rho"})
 def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.GradientTransformation:
     """Replaces the gradient by Adadelta's step: its ratio to its own RMS, times the RMS of past steps.
 
@@ -75,7 +81,7 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.Gra
     `scale_by_rms(rho, eps, eps_in_sqrt=True)` followed by `scale_by_past_rms(rho, eps)`.
 
     Args:
-        rho: How much of the past both means keep, ρ, in [0, 1].
+        rho: How much of the past both means keep, ρ, in [0, 1], or a schedule of it.
         eps: ε ≥ 0, under both roots: it starts the steps, and bounds the division.
 
     Returns:
@@ -98,4 +104,5 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.Gra
     Source:
         Zeiler, "ADADELTA: an adaptive learning rate method", 2012, algorithm 1; `torch.optim.Adadelta`.
     """
-    return at_least_float32(optax.chain(scale_by_rms(rho, eps, eps_in_sqrt=True), scale_by_past_rms(rho, eps)))
+    links = scale_by_rms(rho, eps, eps_in_sqrt=True), scale_by_past_rms(rho, eps)
+    return at_least_float32(optax.chain(*map(wide_inside, links)), definition=Slot(links, True, (), "moment"))

@@ -3,47 +3,65 @@
 u_t / (1 − decay^t), or behind a ratio u_t · √(1 − decay^t)
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ._check import ProperFraction
-from ._leaves import increment, like, map_updates, one_minus_power, wide
-from ._link import link
+from ._leaves import complement, gathered, like, map_updates, scalar, scalar_dtype, wide
+from ._link import InFront, link
+from ._meaning import Gathered
+from ._schedules import over_steps, weight_gathered
 
 
 class BiasCorrectionState(NamedTuple):
     """State of `bias_correction`."""
 
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
+    weight: jax.Array  # () real: 1 − decay_1 decay_2 … decay_t, what an average from zero has gathered
+    lost: jax.Array  # () real: what rounding has taken off the weight
 
 
-@link("moment", is_row_local=True)
+def _weight_after(steps: int, decay: Any, **_: object) -> float:
+    if callable(decay):
+        return weight_gathered(over_steps(decay, steps))
+    return 1.0 if decay == 0 and steps else -math.expm1(steps * math.log(decay)) if steps else 0.0
+
+
+@link(
+    "moment",
+    is_row_local=True,
+    state={"weight": Gathered(_weight_after), "lost": Gathered(lambda steps, **_: 0.0)},
+    out="corrected {}",
+    knobs=lambda behind_ratio, **_: {"decay": InFront("second" if behind_ratio else "first")},
+)
 def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> optax.GradientTransformation:
     """Divides what comes in by 1 − decay^t, t counting the steps from 1.
 
     After t steps an exponential average that started from zero has gathered the weight 1 − decay^t; dividing by it
     makes it a true average from the first step on. The same link serves the first and the second moment.
 
-    1 − decay^t is computed as −expm1(t · log decay), with the logarithm in float64 when `decay` is a Python number:
-    in float32 the plain form is wrong by 1e-5 at decay = 0.999.
+    The weight is kept, and grows by its missing part times 1 − decay at every step: nothing cancels, where the plain
+    form is wrong by 1e-5 in float32 at decay = 0.999. Where the decay changes, by a schedule or by hand, the weight is
+    1 − decay_1 ⋯ decay_t, which is what the average with these decays has gathered.
 
     Args:
-        decay: The decay of the average that comes in, β, in [0, 1).
+        decay: The decay of the average that comes in, β, in [0, 1), or the same schedule of it.
         behind_ratio: Whether it stands behind the `moment_ratio` whose second moment it corrects, instead of inside.
             It then multiplies by √(1 − β^t), and ε was added to the uncorrected root ("ε-hat").
 
     Returns:
-        A link at the place `"moment"` with state `BiasCorrectionState(count)`.
+        A link at the place `"moment"` with state `BiasCorrectionState(weight, lost)`.
 
     Raises:
         ValueError: If `decay` is outside [0, 1).
 
     Differences:
         PyTorch divides the root of the second moment by √(1 − β2^t), which is the same; TensorFlow folds both
-        corrections into the learning rate, which changes what ε means: the second one moved behind the ratio.
+        corrections into the learning rate, which changes what ε means: the second one moved behind the ratio. Where β
+        changes, PyTorch and Optax divide by 1 − β_t^t, which is not the weight of the average.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -61,18 +79,18 @@ def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> opt
     """
 
     def init(params):
-        del params
-        return BiasCorrectionState(jnp.zeros((), jnp.int32))
+        dtype = scalar_dtype(params)  # two arrays: one in two places could not be donated
+        return BiasCorrectionState(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def update(updates, state, params=None):
         del params
-        count = increment(state.count)
+        weight, lost = gathered(state.weight, state.lost, jnp.asarray(complement(decay), state.weight.dtype))
 
         def correct(u):
             value = wide(u)
-            weight = one_minus_power(decay, count, jnp.finfo(value.dtype).dtype)
-            return like(value * jnp.sqrt(weight) if behind_ratio else value / weight, u)
+            share = scalar(jnp.sqrt(weight) if behind_ratio else weight, value)
+            return like(value * share if behind_ratio else value / share, u)
 
-        return map_updates(correct, updates), BiasCorrectionState(count)
+        return map_updates(correct, updates), BiasCorrectionState(weight, lost)
 
     return optax.GradientTransformation(init, update)

@@ -7,12 +7,13 @@ tracing have no value yet, so they pass.
 """
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
 import numbers
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jax
@@ -28,11 +29,12 @@ _R = TypeVar("_R")
 class Interval:
     """A range of real numbers, written as mathematicians do: "[0, 1)" holds 0 but not 1.
 
-    With `schedule`, a function of the step count may stand for the number.
+    With `schedule`, a function of the step count may stand for the number; with `constant`, it is read only once.
     """
 
     text: str
     schedule: bool = False
+    constant: bool = False
 
     def __contains__(self, value: float) -> bool:
         low, high = (float(bound) for bound in self.text[1:-1].split(","))
@@ -49,17 +51,20 @@ Number = float | jax.Array
 Schedule = Callable[[jax.typing.ArrayLike], Any]
 """A function from the step count, from 0, to a number, such as Optax's schedules."""
 
-NonNegative = Annotated[Number, Interval("[0, inf)")]
-"""A finite number of at least 0: ε, an initial accumulator, a decay over time."""
+Constant = Annotated[Number, Interval("[0, inf)", constant=True)]
+"""A finite number of at least 0 that is the same at all steps, such as an initial accumulator."""
+
+NonNegative = Annotated[Number | Schedule, Interval("[0, inf)", schedule=True)]
+"""A finite number of at least 0, or a schedule of such numbers: ε, a decay over time."""
 
 Positive = Annotated[Number, Interval("(0, inf)")]
 """A finite number above 0: what something is divided by."""
 
-Fraction = Annotated[Number, Interval("[0, 1]")]
-"""A number in [0, 1]: a decay at which 1 still has a meaning (nothing is forgotten)."""
+Fraction = Annotated[Number | Schedule, Interval("[0, 1]", schedule=True)]
+"""A number in [0, 1], or a schedule of such numbers: a decay at which 1 still has a meaning (nothing is forgotten)."""
 
-ProperFraction = Annotated[Number, Interval("[0, 1)")]
-"""A number in [0, 1): a decay that is also divided by, as 1 − decay^t."""
+ProperFraction = Annotated[Number | Schedule, Interval("[0, 1)", schedule=True)]
+"""A number in [0, 1), or a schedule of such numbers: a decay that is also divided by, as 1 − decay^t."""
 
 Rate = Annotated[Number | Schedule, Interval("[0, inf)", schedule=True)]
 """A finite number of at least 0, or a schedule of such numbers: a learning rate, a weight decay."""
@@ -71,11 +76,11 @@ def is_traced(value: Any) -> bool:
 
 
 def known(value: Any) -> float | None:
-    """A hyperparameter's value, or `None` while it is traced.
+    """A hyperparameter's value, or `None` while it is traced, and for a schedule.
 
     (Comparing the hyperparameter itself would make a traced value of a JAX array that is known, inside `jax.jit`.)
     """
-    return None if is_traced(value) else float(value)
+    return None if is_traced(value) or callable(value) else float(value)
 
 
 def is_absent(value: Any) -> bool:
@@ -93,6 +98,7 @@ class Arguments:
     Attributes:
         defaults: The function's optional arguments and their default values.
         numbers: The arguments that are numbers or schedules.
+        constants: Those of them that are read only once, before the first step.
     """
 
     def __init__(self, function: Callable):
@@ -102,14 +108,19 @@ class Arguments:
         parameters = self._signature.parameters.values()
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         options = {name: (hint, *get_args(hint)) for name, hint in self._hints.items()}  # the hint may be `… | None`
-        self.numbers = tuple(name for name, hints in options.items() if any(map(_interval, hints)))
+        found = {name: next(filter(None, map(_interval, hints)), None) for name, hints in options.items()}
+        intervals = {name: interval for name, interval in found.items() if interval is not None}
+        self.numbers = tuple(intervals)
+        self.constants = tuple(name for name, interval in intervals.items() if interval.constant)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            names = ", ".join(self._signature.parameters)
-            raise TypeError(f"{self._name}: {error}; its arguments are {names}") from None
+            names = tuple(self._signature.parameters)
+            meant = list(dict.fromkeys(name for one in kwargs if one not in names for name in alike(one, names)))
+            known_names = f"its arguments are {', '.join(names)}{did_you_mean(meant)}"
+            raise TypeError(f"{self._name}: {error}; {known_names}") from None
         bound.apply_defaults()
         return {
             name: _check_one(f"{self._name}: {name}", value, self._hints.get(name, Any))
@@ -126,6 +137,42 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(**arguments(*args, **kwargs))  # type: ignore[call-arg]
 
     return call
+
+
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "alpha": ("decay", "learning_rate"),
+    "beta": ("decay", "momentum", "b1"),
+    "beta1": ("b1", "decay"),
+    "beta2": ("b2", "decay"),
+    "beta_1": ("b1", "decay"),
+    "beta_2": ("b2", "decay"),
+    "betas": ("b1 b2",),
+    "b1": ("decay",),
+    "b2": ("decay",),
+    "epsilon": ("eps",),
+    "l2": ("weight_decay",),
+    "lr": ("learning_rate",),
+    "mask": ("weight_decay_mask",),
+    "momentum": ("decay",),
+    "mu": ("momentum", "decay"),
+    "rho": ("decay",),
+    "step_size": ("learning_rate",),
+    "wd": ("weight_decay",),
+}
+"""What PyTorch, Keras, Optax and the papers call arguments, and what they may be here, the likeliest first."""
+
+
+def alike(name: str, names: Collection[str]) -> list[str]:
+    """Those of the names that somebody may have meant who wrote another one."""
+    for meant in _ELSEWHERE.get(name, ()):
+        if all(one in names for one in meant.split()):
+            return meant.split()
+    return difflib.get_close_matches(name, names, n=1)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The end of a message about a name that is not known, if something like it is."""
+    return f"; did you mean {' and '.join(filter(None, (', '.join(names[:-1]), *names[-1:])))}?" if names else ""
 
 
 def _interval(hint: Any) -> Interval | None:
@@ -154,6 +201,7 @@ def _check_one(what: str, value: Any, hint: Any) -> Any:
 
 def _check_number(what: str, value: Any, interval: Interval) -> Any:
     if callable(value) and interval.schedule:
+        _check_schedule(what, value, interval)
         return value
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()  # a Python number follows the precision of what it meets, a NumPy one imposes its own
@@ -178,3 +226,51 @@ def _check_number(what: str, value: Any, interval: Interval) -> Any:
             rounded = f" (as {value.dtype}: give hyperparameters in float32, e.g. hyperparam_dtype=jnp.float32)"
         raise ValueError(f"{what} must be {interval}, got {shown}{rounded}")
     return value
+
+
+def _check_schedule(what: str, schedule: Schedule, interval: Interval) -> None:
+    """Raises if a schedule is not a function from the step count to one real number, or begins outside the interval."""
+    from ._describe import describe  # which tells traced values from others with this file's help
+
+    refusal = f"{what} must be {interval}, got {describe(schedule)}"
+    name = getattr(schedule, "__name__", "")
+    hint = f"; call it: {name}(...)" if name.isidentifier() else ""
+    try:
+        inspect.signature(schedule).bind(0)
+    except TypeError:
+        arguments = ", ".join(inspect.signature(schedule).parameters) or "nothing"
+        raise TypeError(f"{refusal}, which takes {arguments}, and not the step count alone{hint}") from None
+    except ValueError:  # a built-in function that does not say what it takes
+        pass
+    try:
+        first = _first(schedule)
+    except Exception as error:
+        raise ValueError(f"{refusal}, which fails at step 0: {type(error).__name__}: {error}") from error
+    if callable(first):
+        raise TypeError(f"{refusal}, which returns a function and not a number{hint}")
+    arrays = jax.Array | np.ndarray | np.number | jax.ShapeDtypeStruct
+    if isinstance(first, bool) or not isinstance(first, int | float | arrays):
+        raise TypeError(f"{refusal}, which returns {first!r}")
+    if np.shape(first) != ():
+        raise ValueError(f"{refusal}, which returns an array of shape {np.shape(first)}")
+    dtype = jnp.result_type(first)
+    if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{refusal}, which returns an array of dtype {dtype}")
+    if not isinstance(first, jax.ShapeDtypeStruct) and float(first) not in interval:
+        raise ValueError(f"{refusal}, which begins with {float(first)!r}")
+
+
+def _first(schedule: Schedule) -> Any:
+    """What a schedule gives at step 0, as far as it is known without computing, which would compile its operations."""
+    dtype = jax.dtypes.canonicalize_dtype(jnp.int64)
+    found: list[Any] = []
+
+    def note(count: jax.Array) -> None:
+        first = schedule(count)
+        found.append(jax.ShapeDtypeStruct(first.shape, first.dtype) if is_traced(first) else first)
+
+    try:
+        jax.eval_shape(note, jax.ShapeDtypeStruct((), dtype))
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python decides on the count
+        return schedule(np.zeros((), dtype))
+    return found[0]

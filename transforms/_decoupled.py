@@ -5,16 +5,29 @@ u_t + (λ/α) w_t      the same with α_t = η_t α, so that only the schedule �
 −α_t u_t − λ w_t     behind the learning rate: independent of it
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import optax
 
 from ._check import Number, Positive, Rate
 from ._decayed_weights import add_decayed_weights
-from ._link import link
+from ._link import Alternative, link
 
 
-@link(lambda multiplied_by, **_: "update" if multiplied_by == "nothing" else "step")
+def _alternatives(weight_decay: Any, mask: Any, **_: Any) -> Iterator[Alternative]:
+    from ._l2 import add_l2_to_grad  # each is the other's alternative
+
+    yield Alternative("add_l2_to_grad for {}", (add_l2_to_grad(weight_decay, mask),), elsewhere=True)
+
+
+@link(
+    "step",
+    place_from=lambda multiplied_by, **_: "update" if multiplied_by == "nothing" else "step",
+    alternatives=_alternatives,
+    too_late="to decay them independently of the learning rate, use decoupled_weight_decay(multiplied_by='nothing')",
+    too_early="to decay the weights before the moments, use add_l2_to_grad",
+)
 def decoupled_weight_decay(
     weight_decay: Rate,
     mask: Any = None,
@@ -41,8 +54,8 @@ def decoupled_weight_decay(
         peak_learning_rate: α > 0, for `multiplied_by="schedule"` and only there.
 
     Returns:
-        A link with state `WeightDecayState(count)`, at the place `"step"`, right before the learning rate; with
-        `multiplied_by="nothing"` at the place `"update"`, behind it. `update` needs the parameters.
+        A link without state (with a schedule `ScheduledState(count, inner)`), at the place `"step"`, right before the
+        learning rate; with `multiplied_by="nothing"` at the place `"update"`, behind it. `update` needs the parameters.
 
     Raises:
         ValueError: If a number is outside its range, or `peak_learning_rate` is missing or given in vain; from

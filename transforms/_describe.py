@@ -2,7 +2,7 @@
 
 import contextlib
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,9 @@ import numpy as np
 import optax
 
 from ._check import is_traced
+from ._trees import is_function
+
+_LONGEST_LINE = 88
 
 
 def call_text(name: str, described: Mapping[str, str]) -> str:
@@ -31,7 +34,7 @@ def describe(value: Any) -> str:
         return repr(value) if hasattr(value, "place") else describe_function(value.update)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(describe, value))}]"
-    if callable(value):
+    if is_function(value):
         return describe_function(value)
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"<{type(value).__name__}>"
@@ -44,21 +47,22 @@ def describe_function(function: Callable) -> str:
     maker, nested, own = getattr(function, "__qualname__", type(function).__name__).partition(".<locals>")
     if not nested or "<lambda>" in (maker, own.removeprefix(".")):
         return getattr(function, "__name__", repr(function))
-    return call_text(maker, {name: describe(value) for name, value in _given(function).items()})
-
-
-def describe_transformation(update: Callable) -> tuple[str, dict[str, Any]]:
-    """Returns the name of the function that made a foreign transformation, and what it was given."""
-    name = getattr(update, "__qualname__", type(update).__name__).partition(".<locals>")[0]
-    if name == "with_extra_args_support":  # Optax's adapter; what it adapts is what people know
-        return describe_transformation(closed_over(update)["tx"].update)
-    return name, _given(update)
-
-
-def _given(function: Callable) -> dict[str, Any]:
-    """What of the values a function closed over is worth showing: numbers, other transformations, lists of them."""
+    given = closed_over(function)
+    if maker == "join_schedules" and {"schedules", "boundaries"} <= given.keys():
+        return _joined(given["schedules"], given["boundaries"])
     shown = numbers.Real | jax.Array | np.ndarray | optax.GradientTransformation | list | tuple
-    return {name: value for name, value in closed_over(function).items() if isinstance(value, shown)}
+    return call_text(maker, {name: describe(value) for name, value in given.items() if isinstance(value, shown)})
+
+
+def _joined(schedules: Sequence[Callable], boundaries: Sequence[Any]) -> str:
+    """Schedules one after the other, in words that a line can hold."""
+    texts = [describe(schedule) for schedule in schedules]
+    for parts in (texts, [text.partition("(")[0] for text in texts]):
+        steps = [f"{part} until step {describe(step)}" for part, step in zip(parts, boundaries)]
+        line = f"<{', '.join([*steps, f'then {parts[-1]}'])}>"
+        if len(line) <= _LONGEST_LINE:
+            return line
+    return f"<{len(texts)} schedules until step {describe(boundaries[-1])}, then {texts[-1].partition('(')[0]}>"
 
 
 def closed_over(function: Callable) -> dict[str, Any]:

@@ -69,8 +69,13 @@ def _identity(value: Any, seen: tuple[int, ...]) -> Hashable:
         return ("partial", *(_identity(part, seen) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, dict):
         return ("dict", frozenset((_identity(key, seen), _identity(item, seen)) for key, item in value.items()))
-    if isinstance(value, optax.GradientTransformation) and hasattr(value, "_identity"):
-        return value  # a link or a chain: it defines its own equality
+    if isinstance(value, optax.GradientTransformation):
+        if type(value).__hash__ is not tuple.__hash__:
+            return value  # a link, a chain or the like: it defines its own equality
+        from ._link import as_one_link  # which needs this file
+
+        if (link := as_one_link(value)).slots:
+            return link
     if isinstance(value, list | tuple):
         return (type(value).__name__, *(_identity(item, seen) for item in value))
     if _is_steady(value):

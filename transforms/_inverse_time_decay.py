@@ -12,6 +12,7 @@ import optax
 from ._check import NonNegative
 from ._leaves import increment, like, map_updates, scalar, wide
 from ._link import link
+from ._meaning import Count
 
 
 class InverseTimeDecayState(NamedTuple):
@@ -20,14 +21,14 @@ class InverseTimeDecayState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
 
 
-@link("step", is_row_local=True)
+@link("step", is_row_local=True, state={"count": Count()}, factor=None, knobs={"decay": "lr_decay"})
 def scale_by_inverse_time_decay(decay: NonNegative) -> optax.GradientTransformation:
     """Divides by 1 + (t − 1) · decay, t counting the steps from 1: Adagrad's `lr_decay` in PyTorch.
 
     It multiplies whatever learning rate follows, a schedule too.
 
     Args:
-        decay: How fast the steps shrink, per step, at least 0; 1 makes step t the t-th part.
+        decay: How fast the steps shrink, per step, at least 0, or a schedule of it; 1 makes step t the t-th part.
 
     Returns:
         A link at the place `"step"` with state `InverseTimeDecayState(count)`.

@@ -3,16 +3,26 @@
 g_t + λ w_t
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import optax
 
 from ._check import Rate
 from ._decayed_weights import add_decayed_weights
-from ._link import link
+from ._decoupled import decoupled_weight_decay
+from ._link import Alternative, link
 
 
-@link("gradient")
+def _alternatives(weight_decay: Any, mask: Any, **_: Any) -> Iterator[Alternative]:
+    yield Alternative("decoupled_weight_decay for {}", (decoupled_weight_decay(weight_decay, mask),), elsewhere=True)
+
+
+@link(
+    "gradient",
+    alternatives=_alternatives,
+    too_late="to decay the weights behind the moments, use decoupled_weight_decay",
+)
 def add_l2_to_grad(weight_decay: Rate, mask: Any = None) -> optax.GradientTransformation:
     """Adds λ w to the gradient: the gradient of the penalty ½ λ ‖w‖².
 
@@ -26,7 +36,8 @@ def add_l2_to_grad(weight_decay: Rate, mask: Any = None) -> optax.GradientTransf
             parameters to one; `None` for all. `matrices_only` is a ready one.
 
     Returns:
-        A link at the place `"gradient"` with state `WeightDecayState(count)`; `update` needs the parameters.
+        A link at the place `"gradient"`, without state (with a schedule `ScheduledState(count, inner)`); `update` needs
+        the parameters.
 
     Raises:
         ValueError: If `weight_decay` is negative or not finite; from `update`, if no parameters are given.

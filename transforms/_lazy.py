@@ -3,9 +3,10 @@
 import optax
 
 from ._link import link, links_of
+from ._precision import wide_inside
 
 
-@link("moment", is_row_local=True)
+@link("moment", is_row_local=True, covers_rows=True, holds={"inner": ()})
 def lazy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Lets the moments of rows without a gradient rest, where the gradient is row-sparse.
 
@@ -41,4 +42,4 @@ def lazy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
         `torch.optim.SparseAdam`.
     """
     links_of("lazy: inner", inner)
-    return inner
+    return wide_inside(inner)

@@ -3,17 +3,19 @@
 −α_t · u_t
 """
 
-import functools
-
 import optax
 
 from ._check import Rate
-from ._leaves import at_step
 from ._link import link
 from ._precision import at_least_float32
 
 
-@link("step", is_row_local=True)
+@link(
+    "step",
+    sets_sign=True,
+    is_row_local=True,
+    factor=lambda learning_rate: None if callable(learning_rate) else -learning_rate,
+)
 def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     """Multiplies by minus the learning rate, so that adding the result to the parameters goes downhill.
 
@@ -24,8 +26,8 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
         learning_rate: α ≥ 0, or a schedule of it (a function of the step count, from 0), such as Optax's.
 
     Returns:
-        A link at the place `"step"`, the last of that place; its state is Optax's: empty, or with a schedule
-        `ScaleByScheduleState(count)`.
+        A link at the place `"step"`, the last of that place, without state (with a schedule `ScheduledState(count,
+        inner)`).
 
     Raises:
         ValueError: If a number is negative or not finite.
@@ -42,5 +44,4 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     Source:
         `optax.scale_by_learning_rate`.
     """
-    rate = functools.partial(at_step, learning_rate) if callable(learning_rate) else learning_rate
-    return at_least_float32(optax.scale_by_learning_rate(rate))
+    return at_least_float32(optax.scale_by_learning_rate(learning_rate))

@@ -1,19 +1,25 @@
 """What a link is: an Optax gradient transformation that knows its name, its hyperparameters and its place.
 
 `@link(place)` on an ordinary factory function gives it all three, and makes the links it builds comparable,
-hashable, printable and picklable; the factory itself stays as it reads.
+hashable, printable and picklable; the factory itself stays as it reads. What a link holds, where the state of that
+is, and what its own state means are declared there too.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from ._check import Arguments
-from ._describe import call_text, describe, describe_transformation
+from ._check import Arguments, is_traced
+from ._describe import call_text, describe
+from ._foreign import Anatomy, Held, anatomy_of
 from ._identity import identity_of
+from ._leaves import at_step, check_leaves, entering, increment
+from ._meaning import Count, Field, Stream
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T", bound=optax.GradientTransformation)
@@ -21,13 +27,73 @@ _T = TypeVar("_T", bound=optax.GradientTransformation)
 Place = Literal["gradient", "moment", "step", "update"]
 """Where in w ← w − α·m/√V a link acts: on the gradient, in the moments, on the direction, on the finished update."""
 
+_PLACES = ", ".join(map(repr, get_args(Place)))
+
+StatePath = tuple[Any, ...]
+"""The way from a link's state to a part of it: names of fields, keys of dictionaries, indices of tuples."""
+
+
+class Slot(NamedTuple):
+    """What a link holds: one transformation, or a sequence of them, and where the state of that is.
+
+    Attributes:
+        links: The links in it, in order.
+        is_sequence: Whether its state is a tuple with a state for each of the links, as a chain's; otherwise it is the
+            state of the only one.
+        path: Where in the link's state its state is.
+        is_flat: Whether the link lays all parameters end to end in one vector.
+        kind: `"group"` if it is one of several groups of parameters; `"moment"` if the links see the gradient at the
+            link's own place; `"label"` if its name only serves to find what is in it; `"around"` if the link stands
+            around a whole optimizer.
+    """
+
+    links: tuple["Link", ...]
+    is_sequence: bool
+    path: StatePath
+    kind: Literal["group", "moment", "label", "around"]
+    is_flat: bool = False
+
+
+class Alternative(NamedTuple):
+    """What people usually compare a link with, for `linkax.chains.ablations`.
+
+    Attributes:
+        name: What the chain with it is called; `{}` stands for the name of the link.
+        links: What stands in the place of the link.
+        replaces_correction: Whether the bias correction behind the link goes with it.
+        elsewhere: Whether it goes to its own place instead.
+    """
+
+    name: str
+    links: tuple["Link", ...]
+    replaces_correction: bool = False
+    elsewhere: bool = False
+
+
+class InFront(NamedTuple):
+    """In `knobs`, for an argument that repeats that of an average in front of the link: it moves with it.
+
+    Attributes:
+        slot: Where the average is if it is inside a `moment_ratio` in front, and not beside the link: `"first"` or
+            `"second"`.
+    """
+
+    slot: str
+
+
+class ScheduledState(NamedTuple):
+    """State of a link with a hyperparameter that is a schedule."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
+    inner: Any  # the state of the link itself
+
 
 class Link(optax.GradientTransformationExtraArgs):
     """One mechanism of an optimizer: an Optax gradient transformation that knows what it is.
 
     Links come from the factories of `linkax.transforms`; `link` makes such factories. Calling `Link` itself on an
-    `init` and an `update` function gives a *foreign* link: one whose place is unknown, and whose name and
-    hyperparameters are read off the functions as far as they can be.
+    `init` and an `update` function gives a *foreign* link: its name and hyperparameters are read off the functions as
+    far as they can be, and Optax's combinators say what they hold.
 
     Attributes:
         init: From parameters to the link's state, as in Optax.
@@ -35,10 +101,15 @@ class Link(optax.GradientTransformationExtraArgs):
         name: The factory's name, such as `"scale_by_momentum"`.
         hyperparams: The factory's arguments by name, defaults included.
         numbers: Which of them are numbers or schedules, of those that are given.
+        constants: Which of these are read only once, when the state is made.
         place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link, and for one that holds whole
             optimizers.
         is_second_moment: Whether what leaves the link is a mean or sum of squares, to be divided by.
+        sets_sign: Whether it decides if the optimizer goes up or down: the learning rate, a negation.
         is_row_local: Whether a row whose gradient is zero gets no update and keeps its state.
+        covers_rows: Whether what it holds may see row-sparse gradients, whatever it is.
+        slots: What the link holds, by name, and where the state of that is.
+        is_opaque: Whether it holds something that cannot be looked into.
 
     Example:
         >>> from linkax.transforms import scale_by_momentum
@@ -54,29 +125,65 @@ class Link(optax.GradientTransformationExtraArgs):
     name: str
     hyperparams: Mapping[str, Any]
     numbers: tuple[str, ...]
+    constants: tuple[str, ...]
     place: Place | None
     is_second_moment: bool
+    sets_sign: bool
     is_row_local: bool
+    covers_rows: bool
+    slots: Mapping[str, Slot]
+    is_opaque: bool
+    _declared: "_Declaration"
     _factory: Callable[..., "Link"] | None
     _written: Callable[..., optax.GradientTransformation] | None  # the factory as it was written, undecorated
     _defaults: Mapping[str, Any]
+    _anatomy: Anatomy | None  # of a foreign link
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Link":
         if (known := recall(cls, init, update)) is not None:
             return known
         self = super().__new__(cls, init, update)
-        self.name, hyperparams = describe_transformation(update)
-        self.hyperparams = MappingProxyType(hyperparams)
-        self.numbers, self.place = (), None
-        self.is_second_moment, self.is_row_local = False, self.name == "identity"
-        self._factory, self._written, self._defaults = None, None, {}
+        anatomy = anatomy_of(optax.GradientTransformationExtraArgs(init, update))
+        vars(self).update(
+            name=anatomy.name,
+            hyperparams=MappingProxyType(dict(anatomy.hyperparams)),
+            numbers=(),
+            constants=(),
+            place=None,
+            is_second_moment=False,
+            sets_sign=anatomy.factor == 0.0,
+            is_row_local=anatomy.is_identity,
+            covers_rows=False,
+            is_opaque=anatomy.is_opaque,
+            _declared=_Declaration(state=anatomy.state, out=anatomy.out, factor=anatomy.factor),
+            _factory=None,
+            _written=None,
+            _defaults=anatomy.defaults,
+            _anatomy=anatomy,
+        )
+        vars(self)["slots"] = {name: _slot(anatomy.name, held) for name, held in anatomy.holds.items()}
         return self
+
+    @classmethod
+    def _make(cls, iterable: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return cls(*iterable)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_setting(self, name, "link.replace(...) makes a link with other hyperparameters")
 
     @functools.cached_property
     def _identity(self) -> Hashable:
-        if self._factory is None:
+        if self._anatomy is not None:
+            if self.slots and not self.is_opaque:
+                held = {name: (slot.links, slot.is_sequence) for name, slot in self.slots.items()}
+                return "foreign", self.name, identity_of(dict(self.hyperparams)), tuple(held.items())
             return "foreign", identity_of(self.init), identity_of(self.update)
         return identity_of(self._written), identity_of(dict(self.hyperparams))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is `optax.identity()`."""
+        return self._anatomy is not None and self._anatomy.is_identity
 
     @property
     def is_foreign(self) -> bool:
@@ -102,6 +209,126 @@ class Link(optax.GradientTransformationExtraArgs):
             raise TypeError(f"Link.replace: {self.name!r} was not built by a link factory; build it anew instead")
         return self._factory(**{**self.hyperparams, **changes})
 
+    def with_slots(self, changes: Mapping[str, optax.GradientTransformation]) -> "Link":
+        """Returns the link with other transformations in some of its slots.
+
+        Args:
+            changes: The new transformations by the names of their slots.
+
+        Raises:
+            ValueError: If the link has no such slot.
+
+        Example:
+            >>> import optax
+            >>> from linkax.transforms import mean_square, moment_ratio
+            >>> ratio = moment_ratio(optax.identity(), mean_square(0.9), eps=1e-8)
+            >>> ratio.with_slots({"second": mean_square(0.5)}).slots["second"].links
+            (mean_square(decay=0.5),)
+        """
+        if wrong := changes.keys() - self.slots.keys():
+            raise ValueError(f"Link.with_slots: changes must be of {', '.join(self.slots)}, got {', '.join(wrong)}")
+        if not changes:
+            return self
+        if self._anatomy is not None:
+            made = optax.with_extra_args_support(self._anatomy.rebuild(dict(changes)))
+            return made if isinstance(made, Link) else Link(made.init, made.update)
+        arguments = {}
+        for argument in self.holders():
+            value = self.hyperparams[argument]
+            if isinstance(value, Mapping):
+                arguments[argument] = {name: changes.get(name, tx) for name, tx in value.items()}
+            elif argument in changes:
+                arguments[argument] = changes[argument]
+        return self.replace(**arguments)
+
+    def holders(self) -> list[str]:
+        """Returns the arguments that hold transformations."""
+        return [name for name, value in self.hyperparams.items() if _holds(value)]
+
+    def labels_for(self, params: Any) -> Any:
+        """What says which of its groups each parameter belongs to, as `linkax.chains.param_groups` takes it."""
+        if self._anatomy is None:
+            return self.hyperparams[self._declared.labels]
+        labels = self._anatomy.labels
+        return labels(params) if callable(labels) else labels
+
+    @functools.cached_property
+    def fields(self) -> Mapping[StatePath, Field]:
+        """What the fields of the link's state mean, by their paths in it."""
+        found = {
+            (*_own_path(self), *((name,) if isinstance(name, str) else name)): field
+            for name, field in self._declared.state.items()
+        }
+        return {("count",): Count(), **found} if self.is_scheduled else found
+
+    @functools.cached_property
+    def knobs(self) -> Mapping[str, str | InFront]:
+        """What some of its arguments are called where they are set while training runs; see `linkax.chains.live`.
+
+        Example:
+            >>> from linkax.transforms import scale_by_momentum
+            >>> scale_by_momentum(0.9, dampening=0.9).knobs
+            {'decay': 'momentum', 'dampening': 'momentum'}
+        """
+        declared = self._declared.knobs
+        return declared(**self.hyperparams) if callable(declared) else declared
+
+    def if_misplaced(self, is_late: bool) -> str:
+        """What to do instead if it stands too far back in a chain, or too far in front; empty if it does not say."""
+        early = self._declared.too_early if self.place == "step" else ""
+        return self._declared.too_late if is_late else early
+
+    def alternatives(self, *, is_corrected: bool) -> Iterator[Alternative]:
+        """Yields what people usually compare the link with, whether a bias correction follows it or not."""
+        if self._declared.alternatives is not None:
+            yield from self._declared.alternatives(**self.hyperparams, is_corrected=is_corrected)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether one of its hyperparameters is a schedule."""
+        return not self.is_foreign and any(callable(self.hyperparams[name]) for name in self.numbers)
+
+    @functools.cached_property
+    def definition(self) -> Slot | None:
+        """The links that this one is an abbreviation for: `moment_ratio(...)` for `scale_by_rms(...)`."""
+        if self._written is None or self.slots:
+            return None
+        start = jnp.zeros((), jnp.int32)
+        schedules = [name for name in self.numbers if callable(self.hyperparams[name])]
+        made = self._written(**{**self.hyperparams, **{name: at_step(self.hyperparams[name], start) for name in schedules}})
+        found = getattr(made.update, "_linkax_definition", made)
+        if isinstance(found, Link):
+            found = Slot((found,), False, (), "moment")
+        return found._replace(path=_own_path(self)) if isinstance(found, Slot) else None
+
+    def out(self, stream: Stream) -> Stream:
+        """Returns what leaves the link when `stream` comes in.
+
+        Example:
+            >>> from linkax.transforms import mean_square, Stream
+            >>> mean_square(0.9).out(Stream("gradient")).quantity
+            'mean square of gradient'
+        """
+        if self.definition is not None:
+            return through(self.definition.links, stream)
+        outs = {through(slot.links, stream) for slot in self.slots.values() if slot.kind in ("around", "group")}
+        if outs:  # groups out of which come different things make a mixture that has no name but their own
+            stream = outs.pop() if len(outs) == 1 else stream.through(f"{self.name} of {{}}", 1.0)
+        for slot in self.slots.values():
+            stream = through(slot.links, stream) if slot.kind == "label" else stream
+        stream = stream.squared() if self.is_second_moment else stream
+        declared = self._declared
+        factor = declared.factor(**self.hyperparams) if callable(declared.factor) else declared.factor
+        if factor is None:
+            factor = self._identity
+        if isinstance(factor, jax.Array):
+            factor = identity_of(factor) if is_traced(factor) else float(factor)
+        if declared.out is not None:
+            return stream.through(declared.out, factor)
+        if self.place in ("gradient", "step", "update"):
+            return stream.through("{}", factor)
+        return stream.through(f"{self.name} of {{}}", 1.0 if self.place else self._identity)
+
     def described(self) -> dict[str, str]:
         """Returns the hyperparameters as text, by name: every number, and whatever else has not its default value.
 
@@ -112,8 +339,12 @@ class Link(optax.GradientTransformationExtraArgs):
         """
 
         def is_silent(name, value):
+            if name not in self._defaults:
+                return False
+            if self.is_foreign:  # what Optax's functions leave at its default says nothing
+                return value is self._defaults[name] or identity_of(value) == identity_of(self._defaults[name])
             switched_off = value is None or isinstance(value, bool | str)
-            return switched_off and name in self._defaults and value == self._defaults[name]
+            return switched_off and value == self._defaults[name]
 
         return {name: describe(value) for name, value in self.hyperparams.items() if not is_silent(name, value)}
 
@@ -135,6 +366,28 @@ class Link(optax.GradientTransformationExtraArgs):
         return _build, (self._factory, dict(self.hyperparams))
 
 
+class _Declaration(NamedTuple):
+    """What a link says of itself where it is defined; the arguments of `link`."""
+
+    state: Mapping[Any, Field] = MappingProxyType({})
+    out: str | None = None
+    factor: Any = 1.0
+    holds: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+    alternatives: Callable[..., Iterator[Alternative]] | None = None
+    labels: str = ""
+    knobs: Mapping[str, str | InFront] | Callable[..., Mapping[str, str | InFront]] = MappingProxyType({})
+    too_late: str = ""
+    too_early: str = ""
+
+
+class _SlotName:
+    """Stands in a path for the name of the slot."""
+
+
+SLOT = _SlotName()
+"""In `holds`, the place of the slot's name in the path to its state."""
+
+
 def remember(tx: optax.GradientTransformationExtraArgs) -> None:
     """Lets the update function of a link or chain know it, so that it is found again where only the functions are left.
 
@@ -149,54 +402,186 @@ def recall(cls: type[_T], init: optax.TransformInitFn, update: optax.TransformUp
     return known if isinstance(known, cls) and known.init is init else None
 
 
-def _own(update: optax.TransformUpdateExtraArgsFn) -> optax.TransformUpdateExtraArgsFn:
-    """The same update as a function of its own, which only one link has."""
+def refuse_setting(tx: Any, name: str, hint: str) -> None:
+    """Raises: links and chains never change."""
+    raise AttributeError(
+        f"{type(tx).__name__}: {name!r} cannot be set, because links and chains never change; {hint}, and "
+        "linkax.chains.live makes hyperparameters that can be set while training runs"
+    )
 
-    def call(updates, state, params=None, **extra_args):
-        return update(updates, state, params, **extra_args)
 
-    return call
+def _own(
+    name: str, place: Place | None, tx: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """The same transformation in functions of its own, which only one link has.
+
+    A link that has a place sees to it that what comes in fits the parameters; one that holds whole optimizers leaves
+    that to them, because a group may be of whole numbers.
+    """
+
+    def init(params):
+        if place is not None:
+            check_leaves(f"{name}: params", params, rows=False)
+        return tx.init(params)
+
+    def update(updates, state, params=None, **extra_args):
+        if place is not None:
+            updates = entering(f"{name}: an update", updates, params)
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def links_of(where: str, tx: Any) -> tuple[Link, ...]:
     """The links that a transformation consists of: a chain's, a link itself, any other one seen as a foreign link."""
     if isinstance(tx, Link):
         return (tx,)
+    if is_sequence(tx):
+        return tx.links
     if isinstance(tx, optax.GradientTransformation):
-        links = getattr(tx, "links", None)
-        return (Link(tx.init, optax.with_extra_args_support(tx).update),) if links is None else links
+        return (Link(tx.init, optax.with_extra_args_support(tx).update),)
+    if isinstance(tx, optax.MultiSteps):
+        return (Link(tx.init, tx.update),)  # type: ignore[arg-type]
     hint = f"; call it: {tx.__name__}(...)" if hasattr(tx, "__name__") else ""
     raise TypeError(f"{where} must be a link, a chain or an Optax transformation, got {tx!r}{hint}")
+
+
+def is_sequence(tx: Any) -> bool:
+    """Whether it is a chain, whose state is a tuple with a state for each of its links."""
+    return isinstance(tx, optax.GradientTransformation) and hasattr(tx, "links")
+
+
+def as_one_link(tx: optax.GradientTransformation) -> Link:
+    """A transformation as a single link: a chain as one that holds its links."""
+    return tx if isinstance(tx, Link) else Link(tx.init, optax.with_extra_args_support(tx).update)
+
+
+def _holds(value: Any) -> bool:
+    """Whether an argument holds transformations."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(isinstance(tx, optax.GradientTransformation) for tx in value.values())
+    return isinstance(value, optax.GradientTransformation)
 
 
 def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
     return factory(**hyperparams)
 
 
+def through(links: tuple[Link, ...], stream: Stream) -> Stream:
+    """What leaves the last of the links when `stream` comes into the first."""
+    return functools.reduce(lambda passing, link: link.out(passing), links, stream)
+
+
+def _slot(where: str, held: Held) -> Slot:
+    """What a foreign link holds."""
+    if isinstance(held.tx, optax.GradientTransformation):
+        return Slot(links_of(where, held.tx), is_sequence(held.tx), held.path, held.kind, held.is_flat)
+    return Slot(tuple(map(as_one_link, held.tx)), True, held.path, held.kind)
+
+
+def _own_path(link: Link) -> StatePath:
+    """Where in its state a link keeps what it has without a schedule."""
+    return ("inner",) if link.is_scheduled else ()
+
+
+def _slots(link: Link) -> Iterator[tuple[str, Slot]]:
+    """What a link of ours holds: the arguments that are transformations, or dictionaries of them by group."""
+    for argument in link.holders():
+        value, path = link.hyperparams[argument], link._declared.holds.get(argument, (SLOT,))
+        groups = isinstance(value, Mapping)
+        kind = "group" if groups else "moment" if len(link.holders()) > 1 else "around"
+        for name, tx in value.items() if groups else [(argument, value)]:
+            here = (*_own_path(link), *(name if step is SLOT else step for step in path))
+            yield name, Slot(links_of(f"{link.name}: {name}", tx), is_sequence(tx), here, kind)
+
+
+_IN_ALL_RANGES = 0.5
+"""A number that stands in for schedules, whose values are not known yet."""
+
+
+def _scheduled(
+    factory: Callable[..., optax.GradientTransformation], hyperparams: dict[str, Any], schedules: list[str]
+) -> optax.GradientTransformationExtraArgs:
+    """What `factory` makes, with the values that its schedules have at each step."""
+
+    def at(count: jax.Array) -> optax.GradientTransformationExtraArgs:
+        now = {name: at_step(hyperparams[name], count) for name in schedules}
+        return optax.with_extra_args_support(factory(**{**hyperparams, **now}))
+
+    def init(params):
+        count = jnp.zeros((), jnp.int32)
+        return ScheduledState(count, at(count).init(params))
+
+    def update(updates, state, params=None, **extra_args):
+        updates, inner = at(state.count).update(updates, state.inner, params, **extra_args)
+        return updates, ScheduledState(increment(state.count), inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def link(
-    place: Place | Callable[..., Place] | None, *, is_second_moment: bool = False, is_row_local: bool = False
+    place: Place | None,
+    *,
+    place_from: Callable[..., Place] | None = None,
+    is_second_moment: bool = False,
+    sets_sign: bool = False,
+    is_row_local: bool = False,
+    covers_rows: bool = False,
+    state: Mapping[str, Field] = MappingProxyType({}),
+    out: str | None = None,
+    factor: float | Callable[..., Any] | None = 1.0,
+    holds: Mapping[str, StatePath] = MappingProxyType({}),
+    alternatives: Callable[..., Iterator[Alternative]] | None = None,
+    labels: str = "",
+    knobs: Mapping[str, str | InFront] | Callable[..., Mapping[str, str | InFront]] = MappingProxyType({}),
+    too_late: str = "",
+    too_early: str = "",
 ) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
     """Makes a function that returns an Optax gradient transformation into a factory of links.
 
     The factory's name becomes the link's name and its arguments the link's hyperparameters. Arguments annotated
     with `NonNegative`, `Positive`, `Fraction`, `ProperFraction`, `Rate`, `bool` or a `Literal` are checked on every
-    call.
+    call; where the annotation allows a schedule, the factory is called with its value at each step.
+
+    What the link says of itself here is all that `migrate`, the exchange with PyTorch, and whatever else acts on whole
+    optimizers know of it.
 
     Args:
         place: Where the link acts: `"gradient"` (before any moment sees the gradient), `"moment"`, `"step"` (on the
-            finished direction, before the learning rate multiplies it), or `"update"` (after the learning rate). Where
-            that depends on the hyperparameters, a function from them, by name, to the place. `None` for what holds
-            whole optimizers, and may stand anywhere.
-        is_second_moment: Whether the link puts out a mean or sum of squares, which only makes sense as the second
+            finished direction, before the learning rate multiplies it), or `"update"` (after the learning rate). `None`
+            for what holds whole optimizers, and may stand anywhere.
+        place_from: Where that depends on the hyperparameters, a function from them, by name, to the place.
+        is_second_moment: Whether a mean or sum of squares leaves the link, which only makes sense as the second
             argument of `moment_ratio`.
+        sets_sign: Whether it decides if the optimizer goes up or down. At the place `"step"` it is the learning rate,
+            the last of that place.
         is_row_local: Whether a row whose gradient is zero gets no update and keeps its state, apart from what is inside
             the link: then the link can take row-sparse gradients (`row_gradient`).
+        covers_rows: Whether what the link holds may see row-sparse gradients, whatever it is.
+        state: What the fields of its state mean: `Moment`, `Count`, `Gathered` or `Own`, by name. A field that is not
+            listed is the link's own.
+        out: What leaves the link, in words, with `{}` for what comes in. By default that is the same quantity at all
+            places but the moments.
+        factor: What the link multiplies by: a number, or a function from its hyperparameters to one; `None` if that
+            changes from step to step.
+        holds: For arguments that hold transformations, where in the link's state their states are: a path of names and
+            keys, in which `SLOT` stands for the name in a dictionary of them; `()` for the whole state. By default the
+            field of the argument's name.
+        alternatives: What `linkax.chains.ablations` swaps the link for: a function that yields `Alternative`s. It is given
+            the link's hyperparameters by name, and `is_corrected`: whether a bias correction follows.
+        labels: If it holds groups of parameters, the argument that says which group each belongs to.
+        knobs: What its decays are called in `linkax.chains.live`, by argument, if not as the arguments; or a function
+            from the hyperparameters to that. Arguments of one name move together. For an argument that holds links,
+            what their decays are called in it; for one that has to be that of an average in front, `InFront`.
+        too_late: What the error says that one should do if the link stands behind others that it cannot stand behind.
+        too_early: The same, if it stands in front of such.
 
     Returns:
         A decorator.
 
     Raises:
         ValueError: If `place` is none of the four.
+        TypeError: If it is written without a place: `@link` instead of `@link("moment")`.
 
     Example:
         >>> import jax, optax
@@ -211,9 +596,13 @@ def link(
         ...
         ValueError: scale_gradient: factor must be a number in [0, inf) or a schedule, got -1.0
     """
-
-    if place is not None and not callable(place) and place not in get_args(Place):
-        raise ValueError(f"link: place must be one of {', '.join(get_args(Place))}, got {place!r}")
+    if callable(place):
+        raise TypeError(
+            f"link: place must be one of {_PLACES} or None; write @link('moment'), not @link, got {place!r}"
+        )
+    if place is not None and place not in get_args(Place):
+        raise ValueError(f"link: place must be one of {_PLACES} or None, got {place!r}")
+    declared = _Declaration(dict(state), out, factor, dict(holds), alternatives, labels, knobs, too_late, too_early)
 
     def decorate(factory: Callable[_P, optax.GradientTransformation]) -> Callable[_P, Link]:
         arguments = Arguments(factory)
@@ -221,13 +610,35 @@ def link(
         @functools.wraps(factory)
         def build(*args: _P.args, **kwargs: _P.kwargs) -> Link:
             hyperparams = arguments(*args, **kwargs)
-            tx = optax.with_extra_args_support(factory(**hyperparams))  # type: ignore[call-arg]
-            self = Link(tx.init, _own(tx.update))
-            self.name, self.hyperparams = factory.__name__, MappingProxyType(hyperparams)
-            self.numbers = tuple(name for name in arguments.numbers if hyperparams[name] is not None)
-            self.place = place(**hyperparams) if callable(place) else place
-            self.is_second_moment, self.is_row_local = is_second_moment, is_row_local
-            self._factory, self._written, self._defaults = build, factory, arguments.defaults
+            numbers = tuple(name for name in arguments.numbers if hyperparams[name] is not None)
+            schedules = [name for name in numbers if callable(hyperparams[name])]
+            if schedules:
+                # What the factory itself checks, it checks now.
+                factory(**{**hyperparams, **dict.fromkeys(schedules, _IN_ALL_RANGES)})  # type: ignore[call-arg]
+                tx = _scheduled(factory, hyperparams, schedules)
+            else:
+                tx = optax.with_extra_args_support(factory(**hyperparams))  # type: ignore[call-arg]
+            its_place = place if place_from is None else place_from(**hyperparams)
+            self = optax.GradientTransformationExtraArgs.__new__(Link, *_own(factory.__name__, its_place, tx))
+            vars(self).update(
+                inside=tx,
+                name=factory.__name__,
+                hyperparams=MappingProxyType(hyperparams),
+                numbers=numbers,
+                constants=arguments.constants,
+                place=its_place,
+                is_second_moment=is_second_moment,
+                sets_sign=sets_sign,
+                is_row_local=is_row_local,
+                covers_rows=covers_rows,
+                is_opaque=False,
+                _declared=declared,
+                _factory=build,
+                _written=factory,
+                _defaults=arguments.defaults,
+                _anatomy=None,
+            )
+            vars(self)["slots"] = dict(_slots(self))
             remember(self)
             return self
 

@@ -1,10 +1,14 @@
-"""Ready masks for weight decay."""
+"""Which weights decay: ready masks, and what the masks of users say."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from ._describe import describe
+from ._trees import is_function, path_text, spread
 
 _NAMES_LEFT_ALONE = ("bias", "scale")
 
@@ -42,3 +46,23 @@ def matrices_only(params: optax.Params) -> Any:
         return jnp.ndim(leaf) >= 2 and names.isdisjoint(_NAMES_LEFT_ALONE)
 
     return jax.tree_util.tree_map_with_path(select, params)
+
+
+def check_flags(where: str, mask: Any) -> None:
+    """Raises if a mask has a leaf that is not a boolean; the error names its path."""
+    for path, flag in jax.tree_util.tree_leaves_with_path(mask):
+        if not isinstance(flag, bool | np.bool_):
+            # An array of booleans is refused, too: inside `jax.jit` nobody knows what it says.
+            what = f"an array of dtype {flag.dtype}" if hasattr(flag, "dtype") else describe(flag)
+            place = f" at {path_text(path)}" if path else ""
+            raise TypeError(f"{where}: mask must be a tree of True and False, got {what}{place}")
+
+
+def selected(where: str, mask: Any, params: optax.Params) -> Any:
+    """A tree of booleans like `params`, from a mask that may be missing, a prefix, or a function of the parameters."""
+    if mask is None:
+        return jax.tree.map(lambda _: True, params)
+    if is_function(mask):
+        mask = mask(params)
+        check_flags(where, mask)
+    return spread(f"{where}: mask", "say of every parameter whether it decays", mask, params)

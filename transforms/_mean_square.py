@@ -9,7 +9,9 @@ import optax
 
 from ._check import Fraction
 from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, wide
-from ._link import link
+from ._link import Alternative, link
+from ._meaning import Moment
+from ._running_max import running_max
 
 
 class MeanSquareState(NamedTuple):
@@ -18,7 +20,14 @@ class MeanSquareState(NamedTuple):
     nu: optax.Updates  # shapes of the parameters, at least float32: the mean of squares
 
 
-@link("moment", is_second_moment=True)
+@link(
+    "moment",
+    is_second_moment=True,
+    state={"nu": Moment("mean square of {}", power=2, torch=("exp_avg_sq", "square_avg"))},
+    out="mean square of {}",
+    alternatives=lambda decay, **_: iter([Alternative("with running_max", (mean_square(decay), running_max()))]),
+    knobs={"decay": "decay"},
+)
 def mean_square(decay: Fraction) -> optax.GradientTransformation:
     """Replaces the gradient by the running mean of its square.
 
@@ -26,7 +35,7 @@ def mean_square(decay: Fraction) -> optax.GradientTransformation:
     second argument of `moment_ratio`.
 
     Args:
-        decay: How much of the past is kept (Adam's β2, RMSprop's α, Adadelta's ρ), in [0, 1].
+        decay: How much of the past is kept (Adam's β2, RMSprop's α, Adadelta's ρ), in [0, 1], or a schedule of it.
 
     Returns:
         A link at the place `"moment"` with state `MeanSquareState(nu)`; `nu` has the parameters' shapes and is at

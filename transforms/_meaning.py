@@ -1,7 +1,7 @@
 """What the arrays in a link's state mean, declared beside the link so that no other file has to know.
 
-A link's state is a named tuple. `@link(..., state={"mu": Moment(...), "count": Count()})` says of each of its fields what it
-is; `migrate`, the exchange with PyTorch, and whatever else acts on the state of a whole optimizer read it there.
+A link's state is a named tuple. `@link(..., state={"mu": Moment(...), "count": Count()})` says of each of its fields
+what it is; `migrate`, the exchange with PyTorch, and whatever else acts on the state of whole optimizers read it.
 """
 
 import dataclasses
@@ -16,10 +16,15 @@ class Moment:
     Attributes:
         of: What it is, in words, with `{}` for what comes in: `"average of {}"`. Two moments are the same quantity if
             these words are.
-        weight: What a new value is multiplied by when it comes in, from the link's hyperparameters by name: 1 − dampening
-            for a dampened sum. `None` for 1. Moments of one quantity that differ in the weight differ by a factor.
+        weight: What a new value is multiplied by when it comes in, from the link's hyperparameters by name:
+            1 − dampening for a dampened sum. `None` for 1. Moments of one quantity that differ in the weight differ by
+            a factor.
+        is_average: Whether the weights of the old and the new add up to 1, from the hyperparameters by name; such moments
+            are of one size, whatever their memory.
         power: In which power what comes in goes into it: 2 for a mean of squares.
         torch: What PyTorch's optimizers call it in their `state_dict`; several names if that depends on the optimizer.
+        if_unchanged: Whether it makes no sense in a link with other hyperparameters: half a sum of gradients.
+        slot: If the link is a whole optimizer in one, the slot in which the chain that does the same has it: `"first"`.
 
     Example:
         >>> from linkax.transforms import Moment
@@ -29,8 +34,11 @@ class Moment:
 
     of: str
     weight: Callable[..., Any] | None = None
+    is_average: Callable[..., bool] | None = None
     power: int = 1
-    torch: tuple[str, ...] = ()
+    torch: str | tuple[str, ...] = ()
+    if_unchanged: bool = False
+    slot: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "torch", (self.torch,) if isinstance(self.torch, str) else tuple(self.torch))
@@ -40,38 +48,65 @@ class Moment:
 class Count:
     """A field with one whole number: how many steps the optimizer has taken.
 
+    Attributes:
+        of_calls: Whether it counts steps that what is inside the link does not take.
+        is_needed: Whether the updates depend on it.
+
     Example:
         >>> from linkax.transforms import Count
-        >>> Count()
-        Count()
+        >>> Count().of_calls
+        False
     """
+
+    of_calls: bool = False
+    is_needed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
     """A field with one number that follows from the steps taken, such as the weight that an average has gathered.
 
+    It belongs to the moments of its own link, or to those of the links in front of it, and starts anew where they do.
+
     Attributes:
         after: Its value after so many steps from the start: a function of the number of steps, and of the link's
             hyperparameters by name.
-        of: The moment that it belongs to, as in `Moment.of`: it starts anew where that does.
         torch: What PyTorch calls it, if it keeps it.
         from_torch: From PyTorch's number to ours; the same function leads back.
 
     Example:
         >>> from linkax.transforms import Gathered
-        >>> weight = Gathered(lambda steps, decay: 1 - decay**steps, of="average of {}")
+        >>> weight = Gathered(lambda steps, decay: 1 - decay**steps)
         >>> weight.after(2, decay=0.5)
         0.75
     """
 
     after: Callable[..., float]
-    of: str
     torch: str = ""
     from_torch: Callable[[float], float] = lambda value: value
 
 
-Field = Moment | Count | Gathered
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A field that means something only to the link itself; it is kept where a link of that name goes on.
+
+    Attributes:
+        if_unchanged: Whether it makes no sense in a link with other hyperparameters.
+        is_value: Whether it holds a hyperparameter that somebody may set while training runs.
+        is_scheduled: Whether that hyperparameter is a schedule, which has its value computed anew in every step.
+
+    Example:
+        >>> from linkax.transforms import Own
+        >>> Own().is_value
+        False
+    """
+
+    if_unchanged: bool = False
+    is_value: bool = False
+    is_scheduled: bool = False
+
+
+Field = Moment | Count | Gathered | Own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +125,11 @@ class Stream:
 
     def through(self, out: str, factor: Any) -> "Stream":
         """What leaves a link that turns `{}` into `out` and multiplies by `factor`: a number, or anything unknown."""
-        quantity = out.format(self.quantity)
+        quantity = out.replace("{}", self.quantity)
         if isinstance(factor, int | float):
             return Stream(quantity, self.factor * factor, self.unknown)
         return Stream(quantity, self.factor, (*self.unknown, factor))
+
+    def squared(self) -> "Stream":
+        """The same quantity, with everything it was multiplied by squared."""
+        return Stream(self.quantity, self.factor**2, self.unknown * 2)

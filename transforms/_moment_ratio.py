@@ -10,7 +10,7 @@ import optax
 from ._check import NonNegative
 from ._leaves import map_updates, on_reals, safe_sqrt, scalar
 from ._link import link, links_of
-from ._precision import at_least_float32
+from ._precision import at_least_float32, wide_inside
 
 
 class MomentRatioState(NamedTuple):
@@ -20,7 +20,7 @@ class MomentRatioState(NamedTuple):
     second: Any  # state of the link or chain that makes V
 
 
-@link("moment", is_row_local=True)
+@link("moment", is_row_local=True, out="direction of {}", knobs={"first": "b1", "second": "b2"})
 def moment_ratio(
     first: optax.GradientTransformation,
     second: optax.GradientTransformation,
@@ -84,7 +84,7 @@ def moment_ratio(
         )
     if any(inner.is_second_moment for inner in numerators):
         raise ValueError(f"moment_ratio: first must not contain a second moment, got {first!r}; it belongs in second")
-    first, second = optax.with_extra_args_support(first), optax.with_extra_args_support(second)
+    first, second = wide_inside(first), wide_inside(second)
 
     @on_reals
     def ratio(m, v):

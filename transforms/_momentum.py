@@ -3,13 +3,15 @@
 mu_t = decay · mu_{t−1} + (1 − dampening) · g_t
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ._check import Fraction
+from ._identity import identity_of
 from ._leaves import (
     accumulators,
     complement,
@@ -22,7 +24,9 @@ from ._leaves import (
     scalar_dtype,
     wide,
 )
-from ._link import link
+from ._link import Alternative, link
+from ._meaning import Count, Moment
+from ._nesterov import scale_by_nesterov
 
 
 class ScaleByMomentumState(NamedTuple):
@@ -32,7 +36,40 @@ class ScaleByMomentumState(NamedTuple):
     mu: optax.Updates  # shapes of the parameters, at least float32: the sum or average
 
 
-@link("moment")
+def _alternatives(decay: Any, dampening: Any, is_corrected: bool, **_: Any) -> Iterator[Alternative]:
+    name = "scale_by_nesterov for {}"
+    if identity_of(dampening) == identity_of(0.0):
+        yield Alternative(name, (scale_by_nesterov(decay),))
+    elif identity_of(dampening) == identity_of(decay):
+        form = "corrected" if is_corrected else "averaged"
+        yield Alternative(name, (scale_by_nesterov(decay, form=form),), replaces_correction=True)
+
+
+def _weight(dampening: Any, first_step: str, **_: Any) -> Any:
+    # The first gradient of PyTorch's form is not dampened, so that the whole has no one factor.
+    return 1.0 if identity_of(dampening) == identity_of(0.0) else None if first_step == "gradient" else 1 - dampening
+
+
+def _is_average(decay: Any, dampening: Any, first_step: str, **_: Any) -> bool:
+    return first_step == "zeros" and identity_of(decay) == identity_of(dampening)
+
+
+def _knobs(decay: Any, dampening: Any, first_step: str) -> dict[str, str]:
+    # An average stays one only if its two numbers move together.
+    tied = {"dampening": "momentum"} if _is_average(decay, dampening, first_step) else {}
+    return {"decay": "momentum", **tied}
+
+
+@link(
+    "moment",
+    state={
+        "count": Count(is_needed=False),
+        "mu": Moment("average of {}", _weight, _is_average, torch=("momentum_buffer", "exp_avg")),
+    },
+    out="average of {}",
+    alternatives=_alternatives,
+    knobs=_knobs,
+)
 def scale_by_momentum(
     decay: Fraction, *, dampening: Fraction = 0.0, first_step: Literal["zeros", "gradient"] = "zeros"
 ) -> optax.GradientTransformation:
@@ -46,8 +83,8 @@ def scale_by_momentum(
     multiplies the whole buffer; after, as in v ← decay · v + α g, w ← w − v, only the gradients still to come.
 
     Args:
-        decay: How much of the past is kept, μ or β, in [0, 1].
-        dampening: What is taken off the new gradient's weight, in [0, 1].
+        decay: How much of the past is kept, μ or β, in [0, 1], or a schedule of it.
+        dampening: What is taken off the new gradient's weight, in [0, 1], or a schedule of it.
         first_step: `"zeros"` starts from mu_0 = 0. `"gradient"` starts from mu_1 = g_1: the first gradient is not
             dampened, as in PyTorch's SGD.
 

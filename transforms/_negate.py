@@ -9,7 +9,7 @@ from ._leaves import like, map_updates, wide
 from ._link import link
 
 
-@link("gradient", is_row_local=True)
+@link("gradient", sets_sign=True, is_row_local=True, factor=-1.0)
 def negate_grad() -> optax.GradientTransformation:
     """Negates the gradient, so that the optimizer climbs.
 

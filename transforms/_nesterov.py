@@ -5,14 +5,14 @@
 Three forms of it are in use; they differ in the weights w, a_t and b_t.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._check import Fraction, NonNegative, Number, known
+from ._check import Fraction, NonNegative, known
 from ._leaves import (
     accumulators,
     complement,
@@ -26,6 +26,8 @@ from ._leaves import (
     wide,
 )
 from ._link import link
+from ._meaning import Count, Gathered, Moment
+from ._schedules import over_steps, weight_gathered
 
 
 class ScaleByNesterovState(NamedTuple):
@@ -36,7 +38,29 @@ class ScaleByNesterovState(NamedTuple):
     correction: jax.Array  # () real: 1 − μ_1 μ_2 … μ_t, the weight that an average from zero has gathered
 
 
-@link("moment")
+def weight_after(steps: int, decay: Any, momentum_decay: Any = None, **_: object) -> float:
+    """1 − μ_1 μ_2 … μ_steps: what `ScaleByNesterovState.correction` is after so many steps from the start."""
+    numbers, mu = np.arange(1, steps + 1), over_steps(decay, steps)
+    if momentum_decay is not None:
+        mu = mu * (1 - 0.5 * 0.96 ** (numbers * over_steps(momentum_decay, steps)))
+    return weight_gathered(mu)
+
+
+@link(
+    "moment",
+    state={
+        "count": Count(),
+        "mu": Moment(
+            "average of {}",
+            lambda decay, form, **_: 1.0 if form == "accumulated" else 1 - decay,
+            lambda form, **_: form != "accumulated",
+            torch=("momentum_buffer", "exp_avg"),
+        ),
+        "correction": Gathered(weight_after, torch="mu_product", from_torch=lambda product: 1 - product),
+    },
+    out="average of {}",
+    knobs={"decay": "momentum"},
+)
 def scale_by_nesterov(
     decay: Fraction,
     *,
@@ -55,7 +79,8 @@ def scale_by_nesterov(
     look-ahead point w − α β v, and w' = w − α β v for the parameters, w' follows exactly these steps.
 
     Args:
-        decay: How much of the past is kept, β, in [0, 1]; below 1 for `form="corrected"`.
+        decay: How much of the past is kept, β, in [0, 1]; below 1 for `form="corrected"`. Or a schedule of it: μ_{t+1}
+            then has the β of step t, as in PyTorch, where somebody sets it before every step.
         form: Which weights the two terms have; see above.
         momentum_decay: ψ ≥ 0, how fast μ_t rises from near β/2 to β, per step (PyTorch's NAdam: 4e-3); `None` keeps
             μ_t = β (Optax's NAdam). Only for `form="corrected"`.
@@ -129,15 +154,3 @@ def scale_by_nesterov(
         return direction, ScaleByNesterovState(count, mu, now)
 
     return optax.GradientTransformation(init, update)
-
-
-def weight_after(count: int, decay: Number, momentum_decay: Number | None) -> float:
-    """1 − μ_1 μ_2 … μ_count: what `ScaleByNesterovState.correction` is after so many steps from the start."""
-    steps = np.arange(1, count + 1)
-    mu = (
-        float(decay) * np.ones(count)
-        if momentum_decay is None
-        else decay * (1 - 0.5 * 0.96 ** (steps * momentum_decay))
-    )
-    with np.errstate(divide="ignore"):  # a decay of 0 keeps nothing: the logarithm is −∞, and the weight 1
-        return float(-np.expm1(np.log(mu).sum()))

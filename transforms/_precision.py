@@ -1,24 +1,61 @@
 """Running a transformation in at least float32, whatever the dtype of the parameters."""
 
-import jax
+from typing import Any
+
 import optax
 
-from ._leaves import like, map_updates, wide
+from ._leaves import like, map_updates, widened
+from ._link import Link, links_of
 
 
-def at_least_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Gives `inner` parameters and updates in their accumulators' dtype, and returns its updates in the original one.
+def at_least_float32(
+    inner: optax.GradientTransformation, definition: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Gives `inner` updates in their accumulators' dtype, and returns its updates in the original one.
+
+    `definition` is what a link that is an abbreviation for others stands for.
 
     What passes between the links inside is then rounded once, at the end: the square of a float16 gradient of 1e-4
     would be 0 on its way from one link to the next.
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params):
-        return inner.init(jax.tree.map(wide, params))
-
     def update(updates, state, params=None, **extra_args):
-        out, state = inner.update(map_updates(wide, updates), state, jax.tree.map(wide, params), **extra_args)
+        out, state = inner.update(widened(updates), state, params, **extra_args)
         return map_updates(lambda u, o: like(o, u), updates, out), state
 
+    vars(update)["_linkax_definition"] = definition
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def wide_inside(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A transformation as it works inside a chain or a link, where everything has been checked and is at least float32.
+
+    Of our links and chains that is what they do themselves, without rounding at the end.
+
+    The state of Optax's transformations has the dtype of the parameters that `init` is given, and its numbers that of
+    the updates; where the two differ, the state would change its dtype at the first step. So they are given wide
+    parameters, too.
+    """
+    if isinstance(inside := getattr(tx, "inside", None), optax.GradientTransformation):
+        return optax.with_extra_args_support(inside)
+    tx = optax.with_extra_args_support(tx)
+    if not any(map(_follows_dtypes, links_of("linkax", tx))):
+        return tx
+    inner = at_least_float32(tx)
+
+    def init(params):
+        return tx.init(widened(params))
+
+    def update(updates, state, params=None, **extra_args):
+        return inner.update(updates, state, widened(params), **extra_args)
+
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _follows_dtypes(link: Link) -> bool:
+    """Whether a link may keep a state in the dtype of what it is given: Optax's do, where they keep one."""
+    if not link.is_foreign:
+        return False
+    held = [inner for slot in link.slots.values() for inner in slot.links]
+    return any(map(_follows_dtypes, held)) if held else link.init is not optax.init_empty_state

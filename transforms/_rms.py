@@ -11,7 +11,7 @@ from ._mean_square import mean_square
 from ._moment_ratio import moment_ratio
 
 
-@link("moment")
+@link("moment", knobs={"decay": "decay"})
 def scale_by_rms(decay: Fraction, eps: NonNegative = 1e-8, eps_in_sqrt: bool = False) -> optax.GradientTransformation:
     """Divides the gradient by the root of the running mean of its square.
 
@@ -19,8 +19,8 @@ def scale_by_rms(decay: Fraction, eps: NonNegative = 1e-8, eps_in_sqrt: bool = F
     `moment_ratio(optax.identity(), mean_square(decay), eps, eps_in_sqrt)`.
 
     Args:
-        decay: How much of the past the mean keeps (PyTorch's `alpha`), in [0, 1].
-        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`.
+        decay: How much of the past the mean keeps (PyTorch's `alpha`), in [0, 1], or a schedule of it.
+        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`; or a schedule of it.
         eps_in_sqrt: Whether ε is added under the root (TensorFlow, Optax's default) or to it (PyTorch).
 
     Returns:

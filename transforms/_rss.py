@@ -5,7 +5,7 @@ g_t / (√S_t + ε)   or   g_t / √(S_t + ε)
 
 import optax
 
-from ._check import NonNegative
+from ._check import Constant, NonNegative
 from ._link import link
 from ._moment_ratio import moment_ratio
 from ._sum_of_squares import sum_of_squares
@@ -13,7 +13,7 @@ from ._sum_of_squares import sum_of_squares
 
 @link("moment", is_row_local=True)
 def scale_by_rss(
-    initial_accumulator_value: NonNegative = 0.0, eps: NonNegative = 1e-10, eps_in_sqrt: bool = False
+    initial_accumulator_value: Constant = 0.0, eps: NonNegative = 1e-10, eps_in_sqrt: bool = False
 ) -> optax.GradientTransformation:
     """Divides the gradient by the root of the sum of its squares so far.
 
@@ -22,7 +22,7 @@ def scale_by_rss(
 
     Args:
         initial_accumulator_value: S before the first step, at least 0.
-        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`.
+        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`; or a schedule of it.
         eps_in_sqrt: Whether ε is added under the root (most textbooks, Optax) or to it (PyTorch).
 
     Returns:

@@ -10,6 +10,7 @@ import optax
 
 from ._leaves import accumulators, like, map_state, map_updates, on_reals, wide
 from ._link import link
+from ._meaning import Moment
 
 
 class RunningMaxState(NamedTuple):
@@ -18,7 +19,7 @@ class RunningMaxState(NamedTuple):
     nu_max: optax.Updates  # shapes of the parameters, at least float32
 
 
-@link("moment")
+@link("moment", state={"nu_max": Moment("maximum of {}", torch="max_exp_avg_sq")}, out="maximum of {}")
 def running_max() -> optax.GradientTransformation:
     """Replaces what comes in by the largest value it has had, element by element.
 

@@ -11,7 +11,7 @@ from ._moment_ratio import moment_ratio
 from ._variance import variance
 
 
-@link("moment")
+@link("moment", knobs={"decay": "decay"})
 def scale_by_stddev(
     decay: Fraction, eps: NonNegative = 1e-8, eps_in_sqrt: bool = False
 ) -> optax.GradientTransformation:
@@ -21,8 +21,8 @@ def scale_by_stddev(
     of g². It is `moment_ratio(optax.identity(), variance(decay), eps, eps_in_sqrt)`.
 
     Args:
-        decay: How much of the past both means keep (PyTorch's `alpha`), in [0, 1].
-        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`.
+        decay: How much of the past both means keep (PyTorch's `alpha`), in [0, 1], or a schedule of it.
+        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`; or a schedule of it.
         eps_in_sqrt: Whether ε is added under the root (TensorFlow, Optax's default) or to it (PyTorch).
 
     Returns:

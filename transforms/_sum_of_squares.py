@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import optax
 
-from ._check import NonNegative
+from ._check import Constant
 from ._leaves import accumulators, like, map_state, map_updates, on_reals, wide
 from ._link import link
+from ._meaning import Moment
 
 
 class SumOfSquaresState(NamedTuple):
@@ -18,8 +19,14 @@ class SumOfSquaresState(NamedTuple):
     sum_of_squares: optax.Updates  # shapes of the parameters, at least float32
 
 
-@link("moment", is_second_moment=True, is_row_local=True)
-def sum_of_squares(initial_accumulator_value: NonNegative = 0.0) -> optax.GradientTransformation:
+@link(
+    "moment",
+    is_second_moment=True,
+    is_row_local=True,
+    state={"sum_of_squares": Moment("sum of squares of {}", power=2, torch="sum")},
+    out="sum of squares of {}",
+)
+def sum_of_squares(initial_accumulator_value: Constant = 0.0) -> optax.GradientTransformation:
     """Replaces the gradient by the sum of its squares so far.
 
     S_t = S_{t−1} + g_t², from S_0 = `initial_accumulator_value`; puts out S_t. It is made to be divided by: the

@@ -12,7 +12,9 @@ import optax
 
 from ._check import Fraction
 from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, wide
-from ._link import link
+from ._link import Alternative, link
+from ._meaning import Moment
+from ._running_max import running_max
 
 
 class VarianceState(NamedTuple):
@@ -22,7 +24,17 @@ class VarianceState(NamedTuple):
     nu: optax.Updates  # shapes of the parameters, at least float32: the mean of squares
 
 
-@link("moment", is_second_moment=True)
+@link(
+    "moment",
+    is_second_moment=True,
+    state={
+        "mu": Moment("average of {}", lambda decay: 1 - decay, lambda **_: True, torch="grad_avg"),
+        "nu": Moment("mean square of {}", power=2, torch=("square_avg", "exp_avg_sq")),
+    },
+    out="variance of {}",
+    alternatives=lambda decay, **_: iter([Alternative("with running_max", (variance(decay), running_max()))]),
+    knobs={"decay": "decay"},
+)
 def variance(decay: Fraction) -> optax.GradientTransformation:
     """Replaces the gradient by its running variance.
 
@@ -30,7 +42,7 @@ def variance(decay: Fraction) -> optax.GradientTransformation:
     second argument of `moment_ratio`.
 
     Args:
-        decay: How much of the past is kept in both means, in [0, 1].
+        decay: How much of the past is kept in both means, in [0, 1], or a schedule of it.
 
     Returns:
         A link at the place `"moment"` with state `VarianceState(mu, nu)`; both have the parameters' shapes and are

@@ -3,25 +3,11 @@
 import itertools
 from collections.abc import Iterator, Mapping
 
-from linkax.transforms import (
-    Link,
-    add_l2_to_grad,
-    decoupled_weight_decay,
-    mean_square,
-    moment_ratio,
-    running_max,
-    scale_by_nesterov,
-    variance,
-)
-from linkax.transforms._identity import identity_of
+from linkax.transforms import Gathered, Link, Moment
+from linkax.transforms._link import Alternative
 
 from ._chain import Chain, chain
-from ._parts import Part, Path, flatten, inside, is_partition, parts, rewrite, with_inside
-
-_OTHER_DECAY = {"add_l2_to_grad": decoupled_weight_decay, "decoupled_weight_decay": add_l2_to_grad}
-_SECOND_MOMENT_OF = {"scale_by_rms": mean_square, "scale_by_stddev": variance}
-_AVERAGES = ("scale_by_momentum", "scale_by_nesterov")
-_SIGNS = ("scale_by_learning_rate", "negate_grad", "set_to_zero")
+from ._structure import Part, Path, joined, part_at, parts, rewrite
 
 
 def ablations(tx: Chain) -> dict[str, Chain]:
@@ -69,13 +55,14 @@ def ablations(tx: Chain) -> dict[str, Chain]:
     """
     if not isinstance(tx, Chain):
         raise TypeError(f"ablations: tx must be a chain, got {tx!r}; make one with linkax.chains.chain")
-    every = [part for part in parts(tx.links) if not is_partition(tx.links[int(part.path[0])])]
+    every = [part for part in parts(tx.links) if _is_own(part.path, tx)]
     steps = [step for part in every for step in _without(part, every)]
-    corrections = {part.path: () for part in every if part.link.name == "bias_correction"}
+    corrections = {part.path: () for part in every if _corrects(part.link) and len(part.path) > 1}
     if len(corrections) > 1:
         steps.append(("without bias_correction", corrections))
-    steps += [step for part in every for step in _swapped(part, every)]
-    steps += [step for part in every for step in _other_decay(part)]
+    others = [(part, other) for part in every for other in _alternatives(part, every)]
+    steps += [_swapped(part, other, every) for part, other in others if not other.elsewhere]
+    steps += [_swapped(part, other, every) for part, other in others if other.elsewhere]
     found: dict[str, Chain] = {}
     for name, changes, *added in steps:
         try:
@@ -87,11 +74,16 @@ def ablations(tx: Chain) -> dict[str, Chain]:
         if new != tx and new not in found.values():
             found[_free(name, found)] = new
     for index, link in enumerate(tx.links):
-        if is_partition(link):
-            for group, inner in inside(link).items():
-                for name, new in ablations(chain(inner)).items():
-                    links = (*tx.links[:index], with_inside(link, {group: new}), *tx.links[index + 1 :])
-                    found[_free(f"{group}: {name}", found)] = chain(*links)
+        for slot_name, slot in link.slots.items():
+            if slot.kind == "moment" or link.place is not None:
+                continue
+            for name, new in ablations(chain(*slot.links)).items():
+                try:
+                    inside = link.with_slots({slot_name: joined(slot, new.links, chain)})
+                except ValueError:  # what optax.inject_hyperparams holds cannot be changed
+                    continue
+                called = name if slot.kind == "around" else f"{slot_name}: {name}"
+                found[_free(called, found)] = chain(*tx.links[:index], inside, *tx.links[index + 1 :])
     return found
 
 
@@ -105,58 +97,72 @@ def _free(name: str, taken: Mapping[str, Chain]) -> str:
     return next(candidate for candidate in numbered if candidate not in taken)
 
 
+def _is_own(path: Path, tx: Chain) -> bool:
+    """Whether a link is the chain's own, and not that of a whole optimizer inside one of its links."""
+    holders = (part_at(tx.links, path[:end]) for end in range(1, len(path), 2))
+    return all(holder.place is not None for holder in holders)
+
+
+def _corrects(link: Link) -> bool:
+    """Whether it corrects what comes in by the weight that has been gathered."""
+    kinds = {type(field) for field in link.fields.values()}
+    return Gathered in kinds and Moment not in kinds
+
+
 def _without(part: Part, every: list[Part]) -> Iterator[_Step]:
     """Leaves one link out, with what makes no sense without it."""
-    if part.link.name in (*_SIGNS, "moment_ratio", "identity"):
+    link = part.link
+    kinds = {slot.kind for slot in link.slots.values()}
+    if link.sets_sign or "moment" in kinds or (link.is_foreign and (kinds or link.is_identity)):
         return
-    if part.link.name == "lazy":
-        yield f"without {part.name}", {part.path: flatten("ablations", part.link.hyperparams["inner"])}
-    elif part.link.is_second_moment:
+    if link.place is None and kinds:  # a whole optimizer is inside
+        return
+    if kinds:
+        yield f"without {part.name}", {part.path: next(iter(link.slots.values())).links}
+    elif link.is_second_moment:
         ratio = next(other for other in every if other.path == part.path[:-2])
-        yield f"without {part.name}", {ratio.path: flatten("ablations", ratio.link.hyperparams["first"])}
+        yield f"without {part.name}", {ratio.path: next(iter(ratio.link.slots.values())).links}
     else:
-        correction = _correction(part, every) if part.link.name in _AVERAGES else None
+        correction = _correction(part, every)
         yield f"without {part.name}", {part.path: (), **({correction.path: ()} if correction else {})}
 
 
-def _swapped(part: Part, every: list[Part]) -> Iterator[_Step]:
-    """Swaps one link for its usual alternative."""
-    link, given = part.link, part.link.hyperparams
-    behind = [other.link.name for other in every if other.path[:-1] == part.path[:-1] and other.path > part.path]
-    if link.name in ("mean_square", "variance") and "running_max" not in behind:
-        yield "with running_max", {part.path: (link, running_max())}
-    if link.name in _SECOND_MOMENT_OF:
-        second = chain(_SECOND_MOMENT_OF[link.name](given["decay"]), running_max())
-        ratio = moment_ratio(chain(), second, given["eps"], given["eps_in_sqrt"])
-        yield "with running_max", {part.path: (ratio,)}
-    if "eps_in_sqrt" in given:
+def _alternatives(part: Part, every: list[Part]) -> Iterator[Alternative]:
+    """The usual alternatives to a link, as it declares them, and ε on the other side of the root."""
+    given = part.link.hyperparams
+    if not part.link.is_foreign and "eps_in_sqrt" in given:
         where = "outside" if given["eps_in_sqrt"] else "in"
-        yield f"eps {where} the root", {part.path: (link.replace(eps_in_sqrt=not given["eps_in_sqrt"]),)}
-    if link.name == "scale_by_momentum":
-        yield from _nesterov(part, every)
+        yield Alternative(f"eps {where} the root", (part.link.replace(eps_in_sqrt=not given["eps_in_sqrt"]),))
+    behind = [other.link for other in every if other.path[:-1] == part.path[:-1] and other.path > part.path]
+    for other in part.link.alternatives(is_corrected=_correction(part, every) is not None):
+        if not any(link in behind for link in other.links):  # a second maximum would change nothing
+            yield other
+    if part.link.definition is not None:  # an abbreviation: what it stands for may have alternatives, too
+        inside = list(parts(part.link.definition.links))
+        idle = {one.path: () for one in inside if one.link.is_identity}
+        for one in inside:
+            for other in _alternatives(one, inside):
+                if "eps_in_sqrt" not in one.link.hyperparams:
+                    changes = {**idle, one.path: other.links}
+                    yield other._replace(links=tuple(rewrite(part.link.definition.links, changes, chain)))
 
 
-def _other_decay(part: Part) -> Iterator[_Step]:
-    if len(part.path) == 1 and part.link.name in _OTHER_DECAY:
-        other = _OTHER_DECAY[part.link.name](part.link.hyperparams["weight_decay"], part.link.hyperparams["mask"])
-        yield f"{other.name} for {part.name}", {part.path: ()}, other
-
-
-def _nesterov(part: Part, every: list[Part]) -> Iterator[_Step]:
-    decay, dampening = part.link.hyperparams["decay"], part.link.hyperparams["dampening"]
-    name = "scale_by_nesterov for scale_by_momentum"
-    if identity_of(dampening) == identity_of(0.0):
-        yield name, {part.path: (scale_by_nesterov(decay),)}
-    elif identity_of(dampening) == identity_of(decay):
-        correction = _correction(part, every)
-        form = "corrected" if correction else "averaged"
-        yield name, {part.path: (scale_by_nesterov(decay, form=form),), **({correction.path: ()} if correction else {})}
+def _swapped(part: Part, other: Alternative, every: list[Part]) -> _Step:
+    correction = _correction(part, every) if other.replaces_correction else None
+    changes: dict[Path, tuple[Link, ...]] = {part.path: other.links}
+    if correction is not None:
+        changes[correction.path] = ()
+    name = other.name.format(part.name if other.elsewhere else part.link.name)
+    if other.elsewhere:
+        return name, {part.path: ()}, other.links[0]
+    return name, changes
 
 
 def _correction(part: Part, every: list[Part]) -> Part | None:
     """The bias correction behind an average, in the same moment."""
+    if not any(isinstance(field, Moment) and field.weight is not None for field in part.link.fields.values()):
+        return None
     for other in every:
-        same_moment = other.path[:-1] == part.path[:-1] and other.path > part.path
-        if same_moment and other.link.name == "bias_correction":
+        if other.path[:-1] == part.path[:-1] and other.path > part.path and _corrects(other.link):
             return other
     return None

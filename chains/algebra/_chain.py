@@ -9,11 +9,14 @@ from typing import Any
 import optax
 
 from linkax.transforms import Link
-from linkax.transforms._link import recall, remember
+from linkax.transforms._foreign import Anatomy, Held
+from linkax.transforms._leaves import check_leaves, in_dtype_of, map_updates, widened
+from linkax.transforms._link import recall, refuse_setting, remember
+from linkax.transforms._precision import wide_inside
 from linkax.transforms._rows import has_rows, update_rows
 
-from ._parts import Part, Path, flatten, inside, is_partition, parts, rewrite, with_inside
 from ._places import check_places, check_rows, own_index
+from ._structure import Part, Path, explain_state, flatten, joined, part_at, parts, rewrite
 from ._tree import tree_html, tree_text
 
 
@@ -49,8 +52,20 @@ class Chain(optax.GradientTransformationExtraArgs):
         if (known := recall(cls, init, update)) is not None:
             return known
         self = super().__new__(cls, init, update)
-        self.links = (Link(init, update),)
+        vars(self)["links"] = (Link(init, update),)
         return self
+
+    @classmethod
+    def _make(cls, iterable: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return cls(*iterable)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_setting(self, name, "tx.swap(...), tx.drop(...) and tx.add(...) make other chains")
+
+    def anatomy(self) -> Anatomy:
+        """What it is where it stands in place of a single link; see `linkax.transforms._foreign`."""
+        held = {"inner": Held(self, ())}
+        return Anatomy("chain", {}, holds=held, rebuild=lambda changes: changes["inner"], out="{}", factor=1.0)
 
     def swap(self, name: str, link: optax.GradientTransformation) -> "Chain":
         """Returns the chain with one link replaced by another.
@@ -78,15 +93,27 @@ class Chain(optax.GradientTransformationExtraArgs):
         """
         old = self._find_one("swap", name)
         new = flatten("Chain.swap: link", link)
-        holder = self.links[int(old.path[0])]
-        if is_partition(holder) and len(old.path) > 1:  # the links of a group are a chain of their own
-            slot = str(old.path[1])
-            group = chain(inside(holder)[slot]).swap(old.name.removeprefix(f"{slot}."), link)
-            return self._rewrite({old.path[:1]: (with_inside(holder, {slot: group}),)})
+        whole, within = self._whole_around(old.path)
+        if whole:  # a whole optimizer inside a link is a chain of its own
+            slot = part_at(self.links, whole[:-1]).slots[str(whole[-1])]
+            part = next(part for part in parts(slot.links) if part.path == within)
+            changed = joined(slot, chain(*slot.links)._swap(part, new).links, chain)
+            return self._rewrite({whole[:-1]: (part_at(self.links, whole[:-1]).with_slots({str(whole[-1]): changed}),)})
+        return self._swap(old, new)
+
+    def _swap(self, old: Part, new: tuple[Link, ...]) -> "Chain":
         places = {old.link.place, *(link.place for link in new)}
         if len(old.path) == 1 and len(places) > 1 and None not in places:
-            return self._rewrite({old.path: ()}).add(link)
+            return self._rewrite({old.path: ()}).add(chain(*new))
         return self._rewrite({old.path: new})
+
+    def _whole_around(self, path: Path) -> tuple[Path, Path]:
+        """The path of the innermost slot around a link that holds a whole optimizer, and the rest of the link's path."""
+        for end in range(len(path) - 1, 1, -1):
+            step = path[end - 1]
+            if isinstance(step, str) and part_at(self.links, path[: end - 1]).slots[step].kind != "moment":
+                return path[:end], path[end:]
+        return (), path
 
     def drop(self, name: str) -> "Chain":
         """Returns the chain without the links of a name.
@@ -192,8 +219,11 @@ class Chain(optax.GradientTransformationExtraArgs):
 def chain(*links: optax.GradientTransformation) -> Chain:
     """Puts links one behind the other, as `optax.chain` does, and remembers them.
 
-    u_0 = g, u_i = link_i(u_{i−1}); puts out the last one. Chains among the links are taken apart into theirs, so
-    `chain(chain(a, b), c)` is `chain(a, b, c)`.
+    u_0 = g, u_i = link_i(u_{i−1}); the last one is the update. Chains among the links are taken apart into theirs, so
+    `chain(chain(a, b), c)` is `chain(a, b, c)`; Optax's combinators stay as they are, and can be looked into.
+
+    Between the links everything is at least float32. The update leaves in its parameter's dtype where parameters are
+    given, else in the gradient's.
 
     Args:
         *links: Links, chains and Optax transformations in the order in which they act.
@@ -227,15 +257,35 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     """
     flat = flatten("chain: an argument", *links)
     check_places(flat)
-    tx = optax.chain(*flat) if flat else optax.with_extra_args_support(optax.identity())
+    tx = optax.chain(*map(wide_inside, flat)) if flat else optax.with_extra_args_support(optax.identity())
+    checks = any(link.place is not None for link in flat)  # others may hold what looks after whole numbers
+    looks_after_rows = all(link.covers_rows and link.place is None for link in flat)
+
+    def init(params: Any) -> Any:
+        if checks:
+            check_leaves("chain: params", params)
+        return tx.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        if has_rows(updates) and [link.name for link in flat] != ["partition"]:  # its groups look for themselves
+        if checks:
+            check_leaves("chain: a gradient", updates, params)
+        try:
+            if not has_rows(updates):
+                return at_full_precision.update(updates, state, params, **extra_args)
+            if looks_after_rows:
+                return tx.update(updates, state, params, **extra_args)
             check_rows(flat)
-            return update_rows(tx, updates, state, params, **extra_args)
-        return tx.update(updates, state, params, **extra_args)
+            return update_rows(at_full_precision, updates, state, params, **extra_args)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            explain_state("Chain.update", error, self, state, updates if params is None else params)
+            raise
 
-    self = Chain(tx.init, update)
-    self.links = flat
+    def links_update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        out, state = tx.update(widened(updates, params), state, params, **extra_args)
+        return map_updates(in_dtype_of, out, updates if params is None else params), state
+
+    at_full_precision = optax.GradientTransformationExtraArgs(tx.init, links_update)
+    self = optax.GradientTransformationExtraArgs.__new__(Chain, init, update)
+    vars(self).update(links=flat, inside=tx)
     remember(self)
     return self

@@ -5,7 +5,6 @@ import difflib
 from linkax.transforms._identity import identity_of
 
 from ._chain import Chain
-from ._parts import holders
 from ._tree import Line, lines, own_text
 
 
@@ -74,7 +73,7 @@ def _row(x: Line, y: Line) -> tuple[str, str, str]:
     if x.link is None or y.link is None or x.link == y.link:
         return x.branch + x.text, " ", y.branch + y.text
     own, others = ({k: identity_of(v) for k, v in z.hyperparams.items()} for z in (x.link, y.link))
-    slots = {*holders(x.link), *holders(y.link)}  # these have lines of their own
+    slots = {*x.link.holders(), *y.link.holders()}  # these have lines of their own
     changed = {name for name in (own | others).keys() - slots if own.get(name) != others.get(name)}
     mark = "|" if changed or not slots else " "
     return x.branch + own_text(x.link, changed), mark, y.branch + own_text(y.link, changed)

@@ -6,14 +6,14 @@ Links keep that order, but for one exception: a moment may follow the learning r
 
 from linkax.transforms import Link
 
-from ._parts import parts
+from ._structure import parts
 
 _ORDER = ("gradient", "moment", "step", "learning rate", "update")
 
 
 def rank(link: Link) -> int | None:
     """The position of a link's place in the order, or `None` for a foreign link, which may stand anywhere."""
-    if link.name == "scale_by_learning_rate" and link.place == "step":
+    if link.sets_sign and link.place == "step":
         return _ORDER.index("learning rate")
     return None if link.place is None else _ORDER.index(link.place)
 
@@ -70,13 +70,8 @@ def _check_order(earlier: Link, later: Link) -> None:
 
 
 def _hint(earlier: Link, later: Link) -> str:
-    if later.name == "add_l2_to_grad":
-        return "; to decay the weights behind the moments, use decoupled_weight_decay"
-    if later.name == "decoupled_weight_decay":
-        return "; to decay them independently of the learning rate, use decoupled_weight_decay(multiplied_by='nothing')"
-    if earlier.name == "decoupled_weight_decay" and earlier.place == "step":
-        return "; to decay the weights before the moments, use add_l2_to_grad"
-    return "; to make one optimizer of two, take their links apart with .links"
+    said = later.if_misplaced(is_late=True) or earlier.if_misplaced(is_late=False)
+    return f"; {said or 'to make one optimizer of two, take their links apart with .links'}"
 
 
 def _names(links: tuple[Link, ...]) -> str:
@@ -86,20 +81,21 @@ def _names(links: tuple[Link, ...]) -> str:
 def check_rows(links: tuple[Link, ...]) -> None:
     """Raises if a link cannot take row-sparse gradients."""
     every = list(parts(links))
-    lazy = [part.path for part in every if part.link.name == "lazy"]
+    covered = [part.path for part in every if part.link.covers_rows]
     wrong = [
-        part.name
+        part
         for part in every
-        if not part.link.is_row_local and not any(part.path[: len(path)] == path for path in lazy)
+        if not part.link.is_row_local and not any(part.path[: len(path)] == path for path in covered)
     ]
-    if "partition" in wrong:
+    if any(part.link.covers_rows and not part.link.is_row_local for part in every):
         raise TypeError(
             "Chain.update: param_groups takes row-sparse gradients only without links beside it, got "
             f"{_names(links)}; put these links into the groups' chains"
         )
     if wrong:
         raise TypeError(
-            f"Chain.update: {', '.join(wrong)} cannot take row-sparse gradients and leave the other rows alone; sgd "
-            "(without momentum), adagrad and sparse_adam can (without weight decay), also beside other chains in "
-            "param_groups; lazy(...) around a moment lets rows rest; .todense() makes the gradient an ordinary one"
+            f"Chain.update: {', '.join(part.name for part in wrong)} cannot take row-sparse gradients and leave the other "
+            "rows alone; sgd (without momentum), adagrad and sparse_adam can (without weight decay), also beside other "
+            "chains in param_groups; lazy(...) around a moment lets rows rest; .todense() makes the gradient an ordinary "
+            "one"
         )

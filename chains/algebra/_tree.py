@@ -7,7 +7,6 @@ from typing import NamedTuple
 from linkax.transforms import Link
 from linkax.transforms._describe import describe
 
-from ._parts import flatten, holders, inside
 
 
 class Line(NamedTuple):
@@ -25,13 +24,15 @@ def lines(links: tuple[Link, ...], indent: str = "", where: tuple[str, ...] = ()
         last = index == len(links) - 1
         yield Line(indent + ("└─ " if last else "├─ "), own_text(link), link, where)
         below = indent + ("   " if last else "│  ")
-        slots = list(inside(link).items())
-        for slot, tx in slots:
-            inner = flatten(link.name, tx)
-            last_slot = slot == slots[-1][0]
-            within = (*where, link.name)
-            yield Line(below + ("└─ " if last_slot else "├─ "), slot if inner else f"{slot}: as it comes", None, within)
-            yield from lines(inner, below + ("   " if last_slot else "│  "), (*within, slot))
+        within = (*where, link.name)
+        for name, slot in link.slots.items():
+            if slot.kind == "around":  # there is only one
+                yield from lines(slot.links, below, within)
+                continue
+            last_slot = name == list(link.slots)[-1]
+            text = name if slot.links else f"{name}: what comes in"
+            yield Line(below + ("└─ " if last_slot else "├─ "), text, None, within)
+            yield from lines(slot.links, below + ("   " if last_slot else "│  "), (*within, name))
 
 
 def own_text(link: Link, marked: Collection[str] = ()) -> str:
@@ -40,16 +41,21 @@ def own_text(link: Link, marked: Collection[str] = ()) -> str:
     Arguments in `marked` stand between asterisks, and are shown even at their default value.
     """
     described = link.described()
-    shown = [name for name in link.hyperparams if name in {*described, *marked}.difference(holders(link))]
+    shown = [name for name in link.hyperparams if name in {*described, *marked}.difference(link.holders() if link.slots else ())]
     texts = {name: f"{name}={described.get(name) or describe(link.hyperparams[name])}" for name in shown}
     return f"{link.name}({', '.join(f'*{texts[name]}*' if name in marked else texts[name] for name in shown)})"
 
 
 def tree_text(links: tuple[Link, ...]) -> str:
     """The tree as text, with the places in a column on the right."""
-    rows = [(line.branch + line.text, (line.link and line.link.place) or "") for line in lines(links)]
+    rows = [(line.branch + line.text, _tag(line.link)) for line in lines(links)]
     width = max((len(text) for text, _ in rows if len(text) <= 88), default=0)  # a long schedule may stick out
     return "\n".join(["chain", *(f"{text:<{width}}  {place}".rstrip() for text, place in rows)])
+
+
+def _tag(link: Link | None) -> str:
+    """What stands in the column on the right."""
+    return "" if link is None else "opaque" if link.is_opaque else link.place or ""
 
 
 _STYLE = {
@@ -57,6 +63,7 @@ _STYLE = {
     "moment": "background:#e69f00;color:#000",
     "step": "background:#009e73;color:#fff",
     "update": "background:#cc79a7;color:#000",
+    "opaque": "background:#666;color:#fff",
 }
 
 
@@ -64,7 +71,7 @@ def tree_html(links: tuple[Link, ...]) -> str:
     """The tree as an HTML table, with the places as tags in colours that everybody can tell apart."""
     rows = []
     for line in lines(links):
-        place = line.link.place if line.link else None
+        place = _tag(line.link)
         tag = (
             f'<span style="{_STYLE[place]};border-radius:4px;padding:0 6px;font-size:80%">{place}</span>'
             if place

@@ -23,7 +23,7 @@ def adadelta(
     *,
     rho: Fraction = 0.9,
     eps: NonNegative = 1e-6,
-    weight_decay: Rate = 0.0,
+    weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     maximize: bool = False,
 ) -> Chain:
@@ -33,21 +33,21 @@ def adadelta(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it; 1 is the paper's method.
-        rho: ρ, in [0, 1].
-        eps: ε ≥ 0, under both roots.
-        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        rho: ρ, in [0, 1], or a schedule of it.
+        eps: ε ≥ 0, under both roots, or a schedule of it.
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         maximize: Whether to climb: g is negated before anything else.
 
     Returns:
-        A chain. A link whose number is the Python number 0 is left out.
+        A chain. A link whose number is `None` or the Python number 0 is left out.
 
     Raises:
         ValueError: If a number is outside its range.
         TypeError: If an argument is not of its kind.
 
     Differences:
-        PyTorch: `lr` for `learning_rate`. Optax's weight decay is decoupled, as `adamw`'s is.
+        PyTorch: `lr` for `learning_rate`. Optax has the same arguments, and its weight decay is L2 too.
 
     Example:
         >>> from linkax.chains import adadelta

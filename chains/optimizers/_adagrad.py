@@ -3,6 +3,7 @@
 from typing import Any
 
 from linkax.transforms import (
+    Constant,
     NonNegative,
     Rate,
     add_l2_to_grad,
@@ -21,11 +22,11 @@ from ..algebra._when import when
 def adagrad(
     learning_rate: Rate = 1e-2,
     *,
-    lr_decay: NonNegative = 0.0,
-    initial_accumulator_value: NonNegative = 0.0,
+    lr_decay: NonNegative | None = None,
+    initial_accumulator_value: Constant = 0.0,
     eps: NonNegative = 1e-10,
     eps_in_sqrt: bool = False,
-    weight_decay: Rate = 0.0,
+    weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     maximize: bool = False,
 ) -> Chain:
@@ -35,16 +36,16 @@ def adagrad(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        lr_decay: d ≥ 0, how fast the learning rate shrinks, per step.
+        lr_decay: d ≥ 0, how fast the learning rate shrinks, per step, or a schedule of it; `None` for not at all.
         initial_accumulator_value: S before the first step, at least 0.
-        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`.
+        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`; or a schedule of it.
         eps_in_sqrt: Whether ε is added under the root (most textbooks, Optax) or to it (PyTorch).
-        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         maximize: Whether to climb: g is negated before anything else.
 
     Returns:
-        A chain. A link whose number is the Python number 0 is left out.
+        A chain. A link whose number is `None` or the Python number 0 is left out.
 
     Raises:
         ValueError: If a number is outside its range.

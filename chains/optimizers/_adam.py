@@ -38,7 +38,7 @@ def adam(
     b1: ProperFraction = 0.9,
     b2: ProperFraction = 0.999,
     eps: NonNegative = 1e-8,
-    weight_decay: Rate = 0.0,
+    weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     amsgrad: bool = False,
     maximize: bool = False,
@@ -51,16 +51,17 @@ def adam(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        b1: β1, in [0, 1).
-        b2: β2, in [0, 1).
-        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root.
-        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); for the decoupled kind see `adamw`.
+        b1: β1, in [0, 1), or a schedule of it; the bias correction follows it exactly.
+        b2: β2, in [0, 1), likewise.
+        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root; or a schedule of it.
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2; for the decoupled kind see `adamw`); `None`
+            for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         amsgrad: Whether to divide by the largest second moment so far.
         maximize: Whether to climb: g is negated before anything else.
 
     Returns:
-        A chain. A link whose number is the Python number 0 is left out.
+        A chain. A link whose number is `None` or the Python number 0 is left out.
 
     Raises:
         ValueError: If a number is outside its range.

@@ -35,9 +35,9 @@ def adamw(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        b1: β1, in [0, 1).
-        b2: β2, in [0, 1).
-        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root.
+        b1: β1, in [0, 1), or a schedule of it; the bias correction follows it exactly.
+        b2: β2, in [0, 1), likewise.
+        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root; or a schedule of it.
         weight_decay: λ ≥ 0, or a schedule of it; a step takes the fraction α λ of every weight.
         weight_decay_mask: Which leaves decay, as `mask` of `decoupled_weight_decay`.
         amsgrad: Whether to divide by the largest second moment so far.

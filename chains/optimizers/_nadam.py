@@ -29,7 +29,7 @@ def nadam(
     b2: ProperFraction = 0.999,
     eps: NonNegative = 1e-8,
     momentum_decay: NonNegative | None = 4e-3,
-    weight_decay: Rate = 0.0,
+    weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
@@ -41,17 +41,17 @@ def nadam(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        b1: β1, in [0, 1).
-        b2: β2, in [0, 1).
-        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root.
-        momentum_decay: ψ ≥ 0, how fast μ_t rises from near β1/2 to β1; `None` for μ_t = β1.
-        weight_decay: λ ≥ 0, or a schedule of it.
+        b1: β1, in [0, 1), or a schedule of it: μ_t and μ_{t+1} then both have the β1 of step t, as in PyTorch.
+        b2: β2, in [0, 1), or a schedule of it.
+        eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root; or a schedule of it.
+        momentum_decay: ψ ≥ 0, how fast μ_t rises from near β1/2 to β1, or a schedule of it; `None` for μ_t = β1.
+        weight_decay: λ ≥ 0, or a schedule of it; `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         decoupled_weight_decay: Whether the decay is `adamw`'s, or is added to the gradient (L2).
         maximize: Whether to climb: g is negated before anything else.
 
     Returns:
-        A chain. A link whose number is the Python number 0 is left out.
+        A chain. A link whose number is `None` or the Python number 0 is left out.
 
     Raises:
         ValueError: If a number is outside its range.
@@ -70,12 +70,12 @@ def nadam(
     """
     return chain(
         when(maximize, negate_grad),
-        when(0.0 if decoupled_weight_decay else weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
+        when(None if decoupled_weight_decay else weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         moment_ratio(
             scale_by_nesterov(b1, form="corrected", momentum_decay=momentum_decay),
             chain(mean_square(b2), bias_correction(b2)),
             eps,
         ),
-        when(weight_decay if decoupled_weight_decay else 0.0, decay_decoupled, weight_decay, weight_decay_mask),
+        when(weight_decay if decoupled_weight_decay else None, decay_decoupled, weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )

@@ -27,8 +27,8 @@ def rmsprop(
     eps: NonNegative = 1e-8,
     eps_in_sqrt: bool = False,
     centered: bool = False,
-    momentum: Fraction = 0.0,
-    weight_decay: Rate = 0.0,
+    momentum: Fraction | None = None,
+    weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     maximize: bool = False,
 ) -> Chain:
@@ -39,17 +39,17 @@ def rmsprop(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        decay: a, in [0, 1].
-        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`.
+        decay: a, in [0, 1], or a schedule of it.
+        eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`; or a schedule of it.
         eps_in_sqrt: Whether ε is added under the root (TensorFlow, Optax's default) or to it (PyTorch).
         centered: Whether the mean of the gradient is taken off: divides by the standard deviation.
-        momentum: μ, in [0, 1].
-        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        momentum: μ, in [0, 1], or a schedule of it; `None` for none.
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         maximize: Whether to climb: g is negated before anything else.
 
     Returns:
-        A chain. A link whose number is the Python number 0 is left out.
+        A chain. A link whose number is `None` or the Python number 0 is left out.
 
     Raises:
         ValueError: If a number is outside its range.

@@ -21,10 +21,10 @@ from ..algebra._when import when
 def sgd(
     learning_rate: Rate = 1e-3,
     *,
-    momentum: Fraction = 0.0,
-    dampening: Fraction = 0.0,
+    momentum: Fraction | None = None,
+    dampening: Fraction | None = None,
     nesterov: bool = False,
-    weight_decay: Rate = 0.0,
+    weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     maximize: bool = False,
 ) -> Chain:
@@ -35,15 +35,15 @@ def sgd(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        momentum: μ, in [0, 1].
-        dampening: d, in [0, 1]; the first gradient is not dampened.
+        momentum: μ, in [0, 1], or a schedule of it; `None` for none.
+        dampening: d, in [0, 1], or a schedule of it; the first gradient is not dampened. `None` for 0.
         nesterov: Whether to step one step ahead; needs `momentum` above 0 and no `dampening`.
-        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2).
+        weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         maximize: Whether to climb: g is negated before anything else.
 
     Returns:
-        A chain. A link whose number is the Python number 0 is left out.
+        A chain. A link whose number is `None` or the Python number 0 is left out.
 
     Raises:
         ValueError: If a number is outside its range, or `nesterov` comes without momentum or with dampening.
@@ -63,7 +63,9 @@ def sgd(
     Source:
         `torch.optim.SGD`; Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
     """
-    if nesterov and (known(momentum) == 0 or known(dampening) not in (0, None)):
+    has_momentum = momentum is not None and known(momentum) != 0
+    has_dampening = dampening is not None and (callable(dampening) or known(dampening) not in (0, None))
+    if nesterov and (has_dampening or not has_momentum):
         raise ValueError(
             f"sgd: nesterov must come with momentum above 0 and no dampening, got {momentum=}, {dampening=}"
         )
@@ -71,6 +73,12 @@ def sgd(
         when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         when(nesterov, scale_by_nesterov, momentum),
-        when(0.0 if nesterov else momentum, scale_by_momentum, momentum, dampening=dampening, first_step="gradient"),
+        when(
+            None if nesterov else momentum,
+            scale_by_momentum,
+            momentum,
+            dampening=0.0 if dampening is None else dampening,
+            first_step="gradient",
+        ),
         scale_by_learning_rate(learning_rate),
     )

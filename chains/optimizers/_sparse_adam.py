@@ -12,17 +12,19 @@ from linkax.transforms import (
     scale_by_learning_rate,
     scale_by_momentum,
 )
+from linkax.transforms._check import checked
 
 from ..algebra._chain import Chain, chain
 from ..algebra._when import when
 
 
+@checked
 def sparse_adam(
     learning_rate: Rate = 1e-3,
+    *,
     b1: ProperFraction = 0.9,
     b2: ProperFraction = 0.999,
     eps: NonNegative = 1e-8,
-    *,
     maximize: bool = False,
 ) -> Chain:
     """Adam that touches only the rows that have a gradient: PyTorch's SparseAdam, a lazy Adam.
@@ -32,9 +34,9 @@ def sparse_adam(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        b1: β1, in [0, 1).
-        b2: β2, in [0, 1).
-        eps: ε ≥ 0, in the gradient's units, added to the root before its bias is corrected.
+        b1: β1, in [0, 1), or a schedule of it; the bias correction follows it exactly.
+        b2: β2, in [0, 1), likewise.
+        eps: ε ≥ 0, in the gradient's units, added to the root before its bias is corrected; or a schedule of it.
         maximize: Whether to climb.
 
     Returns:
@@ -52,16 +54,15 @@ def sparse_adam(
         >>> from linkax.chains import sparse_adam
         >>> sparse_adam()
         chain
-        ├─ lazy()                                                   moment
-        │  └─ inner
-        │     └─ moment_ratio(eps=1e-08)                            moment
-        │        ├─ first
-        │        │  ├─ scale_by_momentum(decay=0.9, dampening=0.9)  moment
-        │        │  └─ bias_correction(decay=0.9)                   moment
-        │        └─ second
-        │           └─ mean_square(decay=0.999)                     moment
-        ├─ bias_correction(decay=0.999, behind_ratio=True)          moment
-        └─ scale_by_learning_rate(learning_rate=0.001)              step
+        ├─ lazy()                                                moment
+        │  └─ moment_ratio(eps=1e-08)                            moment
+        │     ├─ first
+        │     │  ├─ scale_by_momentum(decay=0.9, dampening=0.9)  moment
+        │     │  └─ bias_correction(decay=0.9)                   moment
+        │     └─ second
+        │        └─ mean_square(decay=0.999)                     moment
+        ├─ bias_correction(decay=0.999, behind_ratio=True)       moment
+        └─ scale_by_learning_rate(learning_rate=0.001)           step
 
     Source:
         `torch.optim.SparseAdam`.

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from linkax.transforms._leaves import check_leaves, dtype_of, is_one_leaf
 from linkax.transforms._rows import is_rows, unique_rows
+from linkax.transforms._trees import is_missing
 
 
 def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
@@ -23,10 +25,12 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
         The new parameters, in their own dtypes.
 
     Raises:
-        ValueError: If a row-sparse update has another shape than its parameter.
+        ValueError: If an update has another shape than its parameter, or stands in another tree.
+        TypeError: If an update is complex and its parameter is not.
 
     Differences:
-        `optax.apply_updates` turns a row-sparse update into a whole table, and does not take `None`.
+        `optax.apply_updates` turns a row-sparse update into a whole table, takes neither `None` nor the `float0` that
+        JAX gives for the gradient of whole numbers, and changes the shape of a parameter where the update's is larger.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,17 +43,15 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
         `optax.apply_updates`.
     """
 
+    check_leaves("apply_updates: an update", updates, params, whole=True)
+
     def add(u: Any, p: Any) -> Any:
-        if u is None or p is None:
+        if is_missing(u) or is_missing(p) or dtype_of(u) == jax.dtypes.float0:
             return p
         p = jnp.asarray(p)
         if is_rows(u):
-            if u.shape != p.shape:
-                raise ValueError(
-                    f"apply_updates: a row-sparse update must have its table's shape {p.shape}, got {u.shape}"
-                )
             rows = unique_rows(u)
             return p.at[rows.indices[:, 0]].add(rows.data.astype(p.dtype), mode="drop", unique_indices=True)
         return (p + u).astype(p.dtype)
 
-    return jax.tree.map(add, updates, params, is_leaf=lambda u: u is None or is_rows(u))
+    return jax.tree.map(add, updates, params, is_leaf=is_one_leaf)

@@ -1,42 +1,36 @@
 """Hyperparameters that can be read and set while training runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from linkax.transforms._check import Number
+from linkax.transforms import Link, Own
+from linkax.transforms._check import Number, is_traced
 from linkax.transforms._describe import describe
-from linkax.transforms._leaves import at_step, increment
-from linkax.transforms._link import recall, remember
+from linkax.transforms._foreign import Anatomy, Held
+from linkax.transforms._leaves import at_step
+from linkax.transforms._link import recall, refuse_setting, remember
 
 from ..algebra._chain import Chain, chain
-from ..algebra._parts import Part, Path, parts, rewrite
+from ..algebra._structure import Path, explain_state, get_at, part_at, parts, rewrite
+from ._knobs import Knob, Panel, Target
 
 
 class LiveState(NamedTuple):
     """State of a `Live` optimizer."""
 
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
     hyperparams: dict[str, jax.Array]  # () float: the values that are live, as the last step used them
     inner: Any  # the chain's state
-
-
-class _Found(NamedTuple):
-    """Where a hyperparameter is."""
-
-    path: Path
-    argument: str
-    value: Number | Any  # or a schedule
 
 
 class Live(optax.GradientTransformationExtraArgs):
     """A chain some of whose hyperparameters are part of its state, so that they can be read and set; see `live`.
 
     Attributes:
-        init: From parameters to `LiveState(count, hyperparams, inner)`.
+        init: From parameters to `LiveState(hyperparams, inner)`.
         update: From (updates, state, parameters) to (updates, state), as in Optax.
         chain: The chain, with the values that the hyperparameters begin with.
         names: The live hyperparameters.
@@ -44,15 +38,38 @@ class Live(optax.GradientTransformationExtraArgs):
 
     chain: Chain
     names: tuple[str, ...]
-    _found: Mapping[str, _Found]
+    _found: Mapping[str, Knob]
 
-    def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Live":
-        if (known := recall(cls, init, update)) is not None:
-            return known
-        return super().__new__(cls, init, update)
+    def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> Any:
+        # Of other functions nobody knows which of their numbers live.
+        return recall(cls, init, update) or Chain(init, update)
 
-    def hyperparams(self, state: LiveState) -> dict[str, float]:
+    @classmethod
+    def _make(cls, iterable: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return cls(*iterable)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_setting(self, name, "tx.set_hyperparams(state, ...) makes a state with other values")
+
+    def anatomy(self) -> Anatomy:
+        """What it is where it stands in place of a link; see `linkax.transforms._foreign`."""
+        return Anatomy(
+            "live",
+            {"names": list(self.names)},
+            holds={"inner": Held(self.chain, ("inner",))},
+            rebuild=lambda changes: live(changes["inner"], *self.names),
+            state={
+                ("hyperparams", name): Own(is_value=True, is_scheduled=callable(knob.value))
+                for name, knob in self._found.items()
+            },
+            out="{}",
+            factor=1.0,
+        )
+
+    def hyperparams(self, state: LiveState) -> dict[str, Any]:
         """Returns the values of the live hyperparameters: those set, and of schedules what the last step used.
+
+        They are Python numbers; inside `jax.jit`, and of several states in one (`jax.vmap`), arrays.
 
         Example:
             >>> import jax.numpy as jnp
@@ -61,7 +78,8 @@ class Live(optax.GradientTransformationExtraArgs):
             >>> tx.hyperparams(tx.init(jnp.ones(2)))
             {'learning_rate': 0.5}
         """
-        return {name: float(value) for name, value in state.hyperparams.items()}
+        values = {name: jnp.asarray(state.hyperparams[name]) for name in self.names}
+        return {name: value if is_traced(value) or value.ndim else float(value) for name, value in values.items()}
 
     def set_hyperparams(
         self, state: LiveState, values: Mapping[str, Number] | None = None, **more: Number
@@ -100,7 +118,11 @@ class Live(optax.GradientTransformationExtraArgs):
                     "to set it from outside"
                 )
         _with_values(self.chain, self._found, new)  # the links check the ranges
-        arrays = {name: jnp.asarray(value, state.hyperparams[name].dtype) for name, value in new.items()}
+        # (Flax NNX wraps the arrays of a state, and a tree map leaves the wrapping.)
+        arrays = {
+            name: jax.tree.map(lambda old, value=value: jnp.asarray(value, old.dtype), state.hyperparams[name])
+            for name, value in new.items()
+        }
         return state._replace(hyperparams={**state.hyperparams, **arrays})
 
     def __repr__(self) -> str:
@@ -125,17 +147,25 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     Values in the state are arrays, so that setting one compiles nothing anew; a schedule's value can be read. The
     updates are those of the chain itself, with the values at that step.
 
+    A name may stand for several numbers that only make sense together. `"b1"` and `"b2"` are the decays of the two
+    moments of a `moment_ratio` with their bias corrections, `"momentum"` that of an average beside it; the dampening
+    moves along where it makes the average one. Bias correction keeps the product of the decays so far, so that it is
+    exact whatever has been set.
+
     Args:
-        tx: A chain, such as `adamw(1e-3)` or `param_groups(...)`.
-        *names: The hyperparameters, each by its name in its link, `"learning_rate"`, with as much of the links and
-            groups it is inside of in front as it takes to tell it from others: `"second.mean_square.decay"`,
-            `"head.learning_rate"`. If none are given, the learning rate.
+        tx: A chain, such as `adamw(1e-3)` or `param_groups(...)`, or an Optax wrapper around one, such as
+            `optax.MultiSteps(adamw(1e-3), 4)`.
+        *names: The hyperparameters, each by its name, `"learning_rate"`, `"b1"`, with as much of the links and groups
+            it is inside of in front as it takes to tell it from others: `"head.learning_rate"`. One number of several
+            that belong together is meant by its full name: `"first.bias_correction.decay"`. If none are given, all
+            learning rates.
 
     Returns:
         A `Live`, an Optax transformation with the methods `hyperparams(state)` and `set_hyperparams(state, ...)`.
 
     Raises:
-        ValueError: If a name stands for no hyperparameter that is a number or a schedule, or for several.
+        ValueError: If a name stands for no hyperparameter that is a number or a schedule, or for several; if two names
+            stand for the same number, or it is live already, or inside of `optax.inject_hyperparams`.
         TypeError: If `tx` is not a transformation.
 
     Differences:
@@ -146,11 +176,11 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from linkax.chains import adamw, live
-        >>> tx = live(adamw(1e-3), "learning_rate", "weight_decay")
+        >>> tx = live(adamw(1e-3), "learning_rate", "b1", "weight_decay")
         >>> params = jnp.ones(2)
         >>> step = jax.jit(tx.update)
         >>> updates, state = step(params, tx.init(params), params)
-        >>> state = tx.set_hyperparams(state, learning_rate=0.0, weight_decay=0.1)
+        >>> state = tx.set_hyperparams(state, learning_rate=0.0, b1=0.5, weight_decay=0.1)
         >>> updates, state = step(params, state, params)
         >>> print(updates)
         [-0. -0.]
@@ -159,55 +189,101 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
         `optax.inject_hyperparams`.
     """
     its = chain(tx)
-    every = list(parts(its.links))
-    found = {name: _find(name, every) for name in names or ("learning_rate",)}
+    panel, taken = Panel(its.links), dict(_live_already(its.links))
+    if names:
+        found = {name: panel.find(name) for name in names}
+    else:
+        found = {name: one for name, one in panel.named("learning_rate") if one.targets[0] not in taken}
+        if not found and any(argument == "learning_rate" for _, argument in taken):
+            raise ValueError("live: names must be given, because the chain's learning rates are live already, got none")
+        if not found:
+            panel.find("learning_rate")  # says what there is instead
+    _check(its, panel, found, taken)
+    numbers = {name: knob for name, knob in found.items() if not callable(knob.value)}
+    schedules = {name: knob for name, knob in found.items() if callable(knob.value)}
 
     def init(params: Any) -> LiveState:
         count = jnp.zeros((), jnp.int32)
-        values = {name: jnp.asarray(at_step(one.value, count), _dtype()) for name, one in found.items()}
-        return LiveState(count, values, _with_values(its, found, values).init(params))
+        # The widest real dtype that JAX is set to: hyperparameters are never rounded to the dtype of the parameters.
+        values = {name: jnp.asarray(at_step(knob.value, count), jnp.result_type(float)) for name, knob in found.items()}
+        return LiveState(values, with_numbers(values).init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        scheduled = {name: one.value for name, one in found.items() if callable(one.value)}
-        now = {name: jnp.asarray(at_step(schedule, state.count), _dtype()) for name, schedule in scheduled.items()}
-        values = {**state.hyperparams, **now}
-        updates, inner = _with_values(its, found, values).update(updates, state.inner, params, **extra_args)
-        return updates, LiveState(increment(state.count), values, inner)
+        try:
+            values = {**state.hyperparams, **{name: at_present(name, state) for name in schedules}}
+            updates, inner = with_numbers(values).update(updates, state.inner, params, **extra_args)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            explain_state("Live.update", error, self, state, updates if params is None else params)
+            raise
+        return updates, LiveState(values, inner)
 
-    self = Live(init, update)
-    self.chain, self.names, self._found = its, tuple(found), found
+    def with_numbers(values: Mapping[str, jax.Array]) -> Chain:
+        return _with_values(its, numbers, {name: values[name] for name in numbers})
+
+    def at_present(name: str, state: LiveState) -> jax.Array:
+        """What the next step makes of a schedule. Its link counts for itself: what is around it may let it rest."""
+        (path, _), *_ = schedules[name].targets
+        value = at_step(schedules[name].value, _state_at(its.links, path, state.inner).count)
+        return jnp.asarray(value, state.hyperparams[name].dtype)
+
+    self = optax.GradientTransformationExtraArgs.__new__(Live, init, update)
+    vars(self).update(chain=its, names=tuple(found), _found=found)
     remember(self)
     return self
 
 
-def _dtype() -> jnp.dtype:
-    """The widest real dtype that JAX is set to: hyperparameters are never rounded to the dtype of the parameters."""
-    return jnp.dtype(jnp.result_type(float))
+def _live_already(links: tuple[Link, ...]) -> Iterator[tuple[Target, str]]:
+    """The numbers that are live in a `Live` among the links, and what they are called there."""
+    for part in parts(links):
+        inner = getattr(part.link.update, "_linkax", None)
+        if isinstance(inner, Live):
+            for name, knob in inner._found.items():
+                for path, argument in knob.targets:
+                    yield ((*part.path, "inner", *path), argument), name
 
 
-def _find(name: str, every: list[Part]) -> _Found:
-    """The one hyperparameter that a name stands for: some of the words of its full name in order, and the last one."""
-    full = {
-        f"{part.name}.{argument}": _Found(part.path, argument, part.link.hyperparams[argument])
-        for part in every
-        for argument in part.link.numbers
-    }
-    matches = [one for one in full if _is_short_for(name.split("."), one.split("."))]
-    if len(matches) != 1:
-        kind = f"{len(matches)} are called so: {', '.join(matches)}" if matches else f"there are {', '.join(full)}"
-        raise ValueError(f"live: {name!r} must be the name of one hyperparameter of the chain; {kind}")
-    return full[matches[0]]
+def _check(its: Chain, panel: Panel, found: Mapping[str, Knob], taken: Mapping[Target, str]) -> None:
+    """Raises if a knob cannot be live."""
+    owners: dict[Target, str] = {}
+    for name, knob in found.items():
+        for target in knob.targets:
+            if target in taken:
+                raise ValueError(
+                    f"live: {name!r} must not be live already, got a live(...) inside the chain where it is called "
+                    f"{taken[target]!r}; set it there, or name it here and not there"
+                )
+            if target in owners:
+                both = f"{owners[target]!r} and {name!r}"
+                raise ValueError(f"live: names must be of different hyperparameters, got {both} for the same one")
+            owners[target] = name
+        if not callable(knob.value):
+            try:
+                _with_values(its, found, {name: knob.value})
+            except ValueError as error:
+                reason = str(error).removeprefix("chain: ")
+                raise ValueError(f"live: {name!r} must be a number that can be changed: {reason}") from None
 
 
-def _is_short_for(words: list[str], full: list[str]) -> bool:
-    rest = iter(full)
-    return words[-1] == full[-1] and all(word in rest for word in words)
-
-
-def _with_values(its: Chain, found: Mapping[str, _Found], values: Mapping[str, Any]) -> Chain:
+def _with_values(its: Chain, knobs: Mapping[str, Knob], values: Mapping[str, Any]) -> Chain:
     """The chain with other values for hyperparameters."""
+    changes: dict[Path, dict[str, Any]] = {}
     for name, value in values.items():
-        path, argument, _ = found[name]
-        old = next(part.link for part in parts(its.links) if part.path == path)
-        its = chain(*rewrite(its.links, {path: (old.replace(**{argument: value}),)}, chain))
+        for path, argument in knobs[name].targets:
+            changes.setdefault(path, {})[argument] = value
+    # What is inside of others first: the others are then changed as they are by now.
+    for depth in sorted({len(path) for path in changes}, reverse=True):
+        now = {path: part_at(its.links, path) for path in changes if len(path) == depth}
+        its = chain(*rewrite(its.links, {path: (link.replace(**changes[path]),) for path, link in now.items()}, chain))
     return its
+
+
+def _state_at(links: tuple[Link, ...], path: Path, state: Any) -> Any:
+    """The state of the link at a path, in that of the chain of `links`."""
+    index, *rest = path
+    link, state = links[int(index)], state[index]
+    while rest:
+        slot_name, index, *rest = rest
+        slot = link.slots[str(slot_name)]
+        link, state = slot.links[int(index)], get_at(state, slot.path)
+        state = state[index] if slot.is_sequence else state
+    return state

@@ -1,6 +1,8 @@
-"""The state for a changed optimizer, or for changed parameters, in mid-training."""
+"""The state for a changed optimizer, or for changed parameters, in the middle of a run."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,68 +10,137 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linkax.transforms._nesterov import weight_after
+from linkax.transforms import Count, Gathered, Link, Moment, Own
+from linkax.transforms._check import is_traced
+from linkax.transforms._identity import identity_of
 
-from ..algebra._parts import flatten, inside, is_partition
-from ..algebra._paths import KeyPath, leaves_with_path, path_text
-from ..algebra._states import Groups, Site, StateArray, map_states, state_arrays, with_arrays
-from ._live import Live
-from ._param_groups import labels_by_path
+from ..algebra._paths import leaves_with_path, words
+from ..algebra._structure import (
+    Groups,
+    Site,
+    StateArray,
+    flatten,
+    groups_of,
+    map_states,
+    param_text,
+    parts,
+    state_arrays,
+    with_arrays,
+)
+
+Param = tuple[str, ...]
 
 
 class Migration(NamedTuple):
     """What `migrate` returns: the new state, and what has become of the old one.
 
+    It prints as a short report; `details()` is the long one, array by array.
+
     Attributes:
         state: The state for the new optimizer.
-        kept: The arrays taken over, such as `"second.mean_square.nu params/Dense_0/kernel"`, with the group's name in
-            front if there are groups.
+        kept: The arrays taken over as they are, such as `"second.mean_square.nu params/Dense_0/kernel"`, with the
+            group's name in front if there are groups.
+        converted: The arrays taken over in other units: a sum that has become an average, a buffer that has moved to the
+            other side of the learning rate.
         created: The arrays that the old state does not have. They start anew, but for counts: a new link counts with
             the others of its group.
         dropped: The arrays of the old state that the new optimizer has no use for.
         mixed: Parameters whose moments come from another number of steps than their group counts: new ones in an old
             group, or parameters of several ages in one group. Their bias correction is not exact.
+        notes: Why something that looks alike in both was not taken over.
     """
 
     state: Any
     kept: list[str]
+    converted: list[str]
     created: list[str]
     dropped: list[str]
     mixed: list[str]
+    notes: list[str]
+
+    def details(self) -> str:
+        """Returns the report with every array and parameter.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from linkax.chains import migrate, sgd
+            >>> tx, w = sgd(0.1, momentum=0.9), jnp.ones(2)
+            >>> print(migrate(tx, tx.init(w), tx, w).details().splitlines()[1])
+              scale_by_momentum.count
+        """
+        return "\n".join(_lines((name, len(found), found) for name, found in self._lists()))
+
+    def _lists(self) -> Iterator[tuple[str, list[str]]]:
+        for name in self._fields[1:]:
+            yield name, getattr(self, name)
 
     def __repr__(self) -> str:
-        lists = [(name, getattr(self, name)) for name in ("kept", "created", "dropped", "mixed")]
-        return "\n".join(f"{name:<8} {len(found)}" + "".join(f"\n  {one}" for one in found) for name, found in lists)
+        return "\n".join(_lines((name, len(found), _summed(found)) for name, found in self._lists()))
+
+
+def _lines(lists: Iterable[tuple[str, int, list[str]]]) -> Iterator[str]:
+    for name, count, found in lists:
+        yield f"{name:<10} {count}"
+        yield from (f"  {one}" for one in found)
+
+
+def _summed(found: list[str]) -> list[str]:
+    """One line for all arrays of one name."""
+    arrays = Counter(one.partition(" ")[0] for one in found if not one.partition(" ")[0].endswith(":"))
+    if sum(arrays.values()) < len(found):  # sentences
+        return found if len(found) <= _MOST_SENTENCES else [*found[:_MOST_SENTENCES], f"… and {len(found) - 5} more"]
+    width = max(map(len, arrays), default=0)
+    per_param = {one.partition(" ")[0] for one in found if " " in one}
+    return [
+        f"{name:<{width}}  {count} parameter{'s' * (count > 1)}" if name in per_param else name
+        for name, count in arrays.items()
+    ]
+
+
+_MOST_SENTENCES = 5
 
 
 def migrate(
-    old_tx: optax.GradientTransformation, old_state: Any, new_tx: optax.GradientTransformation, params: Any
+    old_tx: optax.GradientTransformation,
+    old_state: Any,
+    new_tx: optax.GradientTransformation,
+    params: Any,
+    *,
+    steps: int | None = None,
+    keep_live: bool = False,
+    restart: bool = False,
 ) -> Migration:
     """Makes the state for a changed optimizer, and keeps everything that survives the change.
 
-    Three things may change at once: links (Adam to AdamW, plain to AMSGrad, momentum to Nesterov's), groups of
-    parameters (added, left out, or parameters moved from one to another), and the parameters themselves. An array of
-    the old state is kept where the new optimizer has one in a link of the same name (or, inside the same moment, one
-    of the same field in a link of another name), for the same parameter, of the same shape. A group's step count comes
-    from where its parameters come from; a group of new parameters starts from step 0, as PyTorch's `add_param_group`.
+    Four things may change at once: links (Adam to AdamW, plain to AMSGrad, momentum to Nesterov's), what is around them
+    (`optax.MultiSteps`, `live`, `optax.inject_hyperparams`, Optax's own `adam`), groups of parameters (added, left out,
+    or parameters moved from one to another), and the parameters themselves. A moment is kept where it means the same in
+    the new optimizer: the same quantity of the same parameter, of the same shape. One that differs only by a known
+    factor, such as a momentum behind the learning rate, is converted. A group's step count comes from where its
+    parameters come from; a group of new parameters starts from step 0, as PyTorch's `add_param_group`.
 
-    A group has one step count. New parameters in an old group therefore begin in the middle of its bias correction
-    and schedule, and so do parameters of different ages that are put together; these are listed as `mixed`. A group of
-    their own avoids that.
+    A group has one step count. New parameters in an old group therefore begin in the middle of its schedule, and so do
+    parameters of different ages that are put together; these are listed as `mixed`. A group of their own avoids that.
 
     Args:
-        old_tx: The chain that made `old_state`.
+        old_tx: The optimizer that made `old_state`.
         old_state: Its state, also as Flax NNX's `optimizer.opt_state` wraps it. Not changed.
-        new_tx: The chain to go on with; it may be the same, for other parameters.
-        params: The parameters to go on with; for Flax NNX, `nnx.state(model, nnx.Param)`.
+        new_tx: The optimizer to go on with; it may be the same, for other parameters.
+        params: The parameters to go on with; for Flax NNX, `nnx.state(model, nnx.Param)`. They may be nested otherwise
+            than before, as `{"params": params}`, if their paths are the same but for what is in front of all of them.
+        steps: How many steps have been taken, if the old state does not count them and the new one has to.
+        keep_live: Whether values that `live` and `optax.inject_hyperparams` keep in their states go on as they were;
+            otherwise the new optimizer's numbers count.
+        restart: Whether it is all right if not one of the moments can be kept.
 
     Returns:
-        A `Migration(state, kept, created, dropped, mixed)`; prints as a report. Flax's `TrainState` takes the state as
-        `opt_state`; an `nnx.Optimizer` starts from it when it is made with
-        `optax.GradientTransformation(lambda _: state, new_tx.update)`.
+        A `Migration(state, kept, converted, created, dropped, mixed, notes)`; prints as a report. Flax's `TrainState`
+        takes the state as `opt_state`; an `nnx.Optimizer` is changed by `migrate_nnx`.
 
     Raises:
-        ValueError: If `old_state` is not a state of `old_tx`, or a label of `new_tx` is wrong (`param_groups`).
+        ValueError: If `old_state` is not a state of `old_tx`; if no moment could be kept though there are some; if a
+            count is needed that nothing tells; if something that cannot be looked into has changed; if a label of
+            `new_tx` is wrong (`param_groups`).
         TypeError: If a transformation is none.
 
     Differences:
@@ -77,62 +148,87 @@ def migrate(
         each parameter, so there is no mixing. Optax: nothing of the kind; a changed `partition` refuses its state.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from linkax.chains import adam, migrate
         >>> params = {"w": jnp.ones(2)}
         >>> tx = adam(1e-3)
         >>> _, state = tx.update(params, tx.init(params), params)
         >>> migrate(tx, state, adam(1e-3, amsgrad=True), params)
-        kept     5
+        kept       7
           first.scale_by_momentum.count
-          first.scale_by_momentum.mu w
-          first.bias_correction.count
-          second.mean_square.nu w
-          second.bias_correction.count
-        created  1
-          second.running_max.nu_max w
-        dropped  0
-        mixed    0
+          first.scale_by_momentum.mu     1 parameter
+          first.bias_correction.weight
+          first.bias_correction.lost
+          second.mean_square.nu          1 parameter
+          second.bias_correction.weight
+          second.bias_correction.lost
+        converted  0
+        created    1
+          second.running_max.nu_max  1 parameter
+        dropped    0
+        mixed      0
+        notes      0
 
     Source:
         `torch.optim.Optimizer.add_param_group`.
     """
     flatten("migrate: new_tx", new_tx)
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0):
+        raise ValueError(f"migrate: steps must be a whole number of at least 0, got {steps!r}")
     fresh = new_tx.init(params)
     old = state_arrays("migrate: old_state", old_tx, old_state, params)
     new = state_arrays("migrate: new_tx", new_tx, fresh, params)
     _check_types(old_tx, old_state, params)
-    ages = _ages(old)
+    _check_opaque(old_tx, new_tx)
+    old = _renested(old, params)
+    ages = _ages(old_tx, old, params, steps)
+    calls = {array.site.groups: int(array.value) for array in old if _is_of_calls(array)}
     homes = _homes(old_tx, old, params)
     sources = _sources(new_tx, new, params, homes, ages)
-    matches = _matches(old, new, sources)
-    values = {array.place: jnp.asarray(match.value, array.value.dtype) for array, match in matches}
+    matches, notes = _matches(old, new, sources, keep_live)
+    if not restart:
+        _check_moments(old, new, matches, notes)
+    values: dict[Any, Any] = {}
+    matched = {array.place: (other, factor) for array, other, factor in matches}
+    missing: list[str] = []
     for array in new:
-        source, link = sources[array.site.groups], array.site.link
-        if array.place in values or source is None or _begins_anew(array, new, values):
-            continue
-        if array.is_count:  # a new link counts with the others
-            values[array.place] = jnp.asarray(ages[source], array.value.dtype)
-        elif link is not None and (link.name, array.field) == ("scale_by_nesterov", "correction"):
-            weight = weight_after(ages[source], link.hyperparams["decay"], link.hyperparams["momentum_decay"])
-            values[array.place] = jnp.asarray(weight, array.value.dtype)
+        if array.place in matched:
+            other, factor = matched[array.place]
+            values[array.place] = _converted(other.value, factor, array.value)
+        elif not _begins_anew(array, new, matched):
+            value = _counted(array, ages, calls, sources[array.site.groups], missing, notes)
+            values |= {} if value is None else {array.place: jnp.asarray(value, array.value.dtype)}
+    if missing:
+        raise ValueError(
+            f"migrate: steps must say how many steps have been taken, because the old state counts none and "
+            f"{', '.join(dict.fromkeys(missing))} must go on with them, got None"
+        )
 
     def age(groups: Groups | None) -> int:
-        return 0 if groups is None else ages[groups]
+        return 0 if groups is None else ages[groups] or 0
 
-    members = {array.param: sources[array.site.groups] for array in new if array.param is not None}
-    found, used = ({pair[which].place for pair in matches} for which in (0, 1))
+    members = {array.param: sources[array.site.groups] for array in new if array.is_moment}
+    used = {other.place for _, other, _ in matches}
     return Migration(
-        state=with_arrays("migrate: new_tx", new_tx, fresh, values),
-        kept=[str(array) for array, _ in matches],
-        created=[str(array) for array in new if array.place not in found],
+        state=with_arrays("migrate: new_tx", new_tx, fresh, values, params),
+        kept=[str(array) for array, _, factor in matches if factor == 1],
+        converted=[f"{array} (from {other.name}, times {factor:g})" for array, other, factor in matches if factor != 1],
+        created=[str(array) for array in new if array.place not in matched],
         dropped=[str(array) for array in old if array.place not in used],
         mixed=[
-            f"{path_text(param) or 'the parameter'}: {age(homes.get(param))} steps in a group of {age(source)}"
+            f"{param_text(param)}: {age(homes.get(param))} steps in a group of {age(source)}"
             for param, source in members.items()
-            if age(homes.get(param)) != age(source)
+            if param is not None and age(homes.get(param)) != age(source)
         ],
+        notes=list(dict.fromkeys(notes)),
     )
+
+
+def _converted(value: Any, factor: float, like: Any) -> jax.Array:
+    """An array in the units of the new one; where nothing changes it is the same array, wherever it lies."""
+    if factor != 1:
+        value = jnp.asarray(value) * jnp.asarray(factor, jnp.finfo(value.dtype).dtype)
+    return jnp.asarray(value, like.dtype)
 
 
 def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: Any) -> None:
@@ -160,106 +256,267 @@ def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: A
     map_states(check, "migrate: old_state", old_tx, old_state)
 
 
-def _ages(old: Iterable[StateArray]) -> dict[Groups, int]:
-    """How many steps each group has taken."""
-    ages = {array.site.groups: 0 for array in old}
+def _check_opaque(old_tx: optax.GradientTransformation, new_tx: optax.GradientTransformation) -> None:
+    """Raises if something that cannot be looked into is not the same on both sides."""
+    both = [[part for part in parts(flatten("migrate", tx)) if part.link.is_opaque] for tx in (old_tx, new_tx)]
+    for which, own, others in (("old_tx", *both), ("new_tx", *both[::-1])):
+        for part in own:
+            if not any(part.link == other.link for other in others):
+                raise ValueError(
+                    f"migrate: {which} holds {part.link.name}, which cannot be looked into, so that its state can only go "
+                    "on in the same transformation; put it around both optimizers, or around none"
+                )
+
+
+def _renested(old: list[StateArray], params: Any) -> list[StateArray]:
+    """The old arrays, with their parameters named as they are now, if all that changed is what is in front of them."""
+    shapes = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
+    before: dict[Any, Any] = {array.param: np.shape(array.value) for array in old if isinstance(array.field, Moment)}
+    if not before or not shapes or before.keys() & shapes.keys():
+        return old
+
+    def common(paths: Iterable[Any]) -> int:
+        """How many words all paths begin with, the last one of each apart."""
+        columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*(path[:-1] for path in paths)))
+        return len(list(columns))
+
+    found: dict[Any, Param] = {}
+    for cut, skip in itertools.product(range(common(before) + 1), range(common(shapes) + 1)):
+        front = next(iter(shapes))[:skip]
+        renamed = {path: (*front, *path[cut:]) for path in before}
+        same = {path: to for path, to in renamed.items() if shapes.get(to) == before[path]}
+        if len(same) == min(len(before), len(shapes)) and len(set(same.values())) == len(same) and not found:
+            found = same
+    return [array._replace(param=found.get(array.param, array.param)) for array in old]
+
+
+def _ages(
+    old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any, steps: int | None
+) -> dict[Groups, int | None]:
+    """How many steps each group that is not frozen has taken, if its state or the caller says so."""
+    ages: dict[Groups, int | None] = dict.fromkeys(groups_of(flatten("migrate", old_tx), params).values())
+    ages |= dict.fromkeys(array.site.groups for array in old)
     for array in old:
-        if array.is_count:
-            ages[array.site.groups] = max(ages[array.site.groups], int(array.value))
-    return ages
+        if isinstance(array.field, Count) and not _is_of_calls(array):
+            ages[array.site.groups] = max(ages[array.site.groups] or 0, int(array.value))
+    for groups, age in ages.items():
+        if age is not None and steps is not None and age != steps:
+            whose = f"the group {'.'.join(groups)}" if groups else "the old state"
+            raise ValueError(f"migrate: steps must be what the old state counts, {age} in {whose}, got {steps}")
+    around = ages.get((), steps)  # what stands around groups counts with them
+    told = steps if around is None else around
+    return {groups: told if age is None else age for groups, age in ages.items()}
 
 
-def _groups_of(tx: optax.GradientTransformation, params: Any) -> dict[KeyPath, Groups]:
-    """The group of every parameter, as far as the labels say."""
-    links = flatten("migrate", tx.chain if isinstance(tx, Live) else tx)
-    holder = next(filter(is_partition, links), None)
-    if holder is None:
-        return {path: () for path, _ in leaves_with_path(params)}
-    inner = {label: _groups_of(group, params) for label, group in inside(holder).items()}
-    labels = labels_by_path(params, holder.hyperparams["labels"])
-    return {path: (label, *inner[label][path]) for path, label in labels.items() if path in inner.get(label, ())}
-
-
-def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any) -> dict[KeyPath, Groups]:
+def _homes(
+    old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any
+) -> dict[Param | None, Groups]:
     """The old group that each parameter comes from: where its moments are, or its label in a group that has none."""
-    shapes = {path: np.shape(leaf) for path, leaf in leaves_with_path(params)}
-    with_moments = {array.site.groups for array in old if array.param is not None}
-    labelled = {path: groups for path, groups in _groups_of(old_tx, params).items() if groups not in with_moments}
-    ages = {array.site.groups for array in old}
-    homes = {path: groups for path, groups in labelled.items() if groups in ages}
-    return homes | {a.param: a.site.groups for a in old if a.param is not None and np.shape(a.value) == shapes[a.param]}
+    shapes: dict[Param | None, Any] = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
+    with_moments = {array.site.groups for array in old if array.is_moment}
+    homes: dict[Param | None, Groups] = {
+        path: groups
+        for path, groups in groups_of(flatten("migrate", old_tx), params).items()
+        if groups not in with_moments
+    }
+    return homes | {
+        array.param: array.site.groups
+        for array in old
+        if array.is_moment and np.shape(array.value) == shapes.get(array.param)
+    }
 
 
 def _sources(
     new_tx: optax.GradientTransformation,
     new: Iterable[StateArray],
     params: Any,
-    homes: Mapping[KeyPath, Groups],
-    ages: Mapping[Groups, int],
+    homes: Mapping[Param | None, Groups],
+    ages: Mapping[Groups, int | None],
 ) -> dict[Groups, Groups | None]:
     """The old group that every new group goes on from: where its parameters come from. `None`: it is new."""
-    members = _groups_of(new_tx, params)
+    members = groups_of(flatten("migrate", new_tx), params)
     sources: dict[Groups, Groups | None] = {}
     for groups in {array.site.groups for array in new}:
         origins = {homes[param] for param, its in members.items() if its == groups and param in homes}
         if groups not in members.values():  # it is around the groups, and as old as they are
             origins = set(ages)
-        sources[groups] = groups if groups in origins else max(origins, key=lambda one: ages[one], default=None)
+        sources[groups] = groups if groups in origins else max(origins, key=lambda one: ages[one] or 0, default=None)
     return sources
 
 
-def _begins_anew(array: StateArray, new: Iterable[StateArray], values: Mapping[Any, Any]) -> bool:
-    """Whether it counts for moments that all begin anew: those of its own link, or those that it corrects."""
-    link = array.site.link
-    if link is None or array.param is not None:
-        return False
-    slot = array.site.name.rpartition(".")[0]
-    moments = [
-        other.place in values
-        for other in new
-        if other.param is not None
-        and other.site.groups == array.site.groups
-        and (
-            other.site.name == array.site.name
-            or (link.name == "bias_correction" and other.site.name.rpartition(".")[0] == slot)
-        )
-    ]
-    return bool(moments) and not any(moments)
+Match = tuple[StateArray, StateArray, float]
+"""A new array, the old one that it goes on from, and what that is multiplied by."""
 
 
 def _matches(
-    old: Iterable[StateArray], new: Iterable[StateArray], sources: Mapping[Groups, Groups | None]
-) -> list[tuple[StateArray, StateArray]]:
-    """The new arrays that an old one stands for, with that one."""
-    renamed = _renamed(old, new)
-    candidates: dict[tuple[str, KeyPath], list[StateArray]] = {}
+    old: list[StateArray], new: list[StateArray], sources: Mapping[Groups, Groups | None], keep_live: bool
+) -> tuple[list[Match], list[str]]:
+    """The new arrays that old ones stand for, and why others that look alike do not."""
+    notes: list[str] = []
+    free = {array.place for array in old}
+    matches: list[Match] = []
+    by_param: dict[Any, list[StateArray]] = {}
     for array in old:
-        candidates.setdefault((array.site.name, array.keys), []).append(array)
-    matches = [
-        (array, match)
-        for array in new
-        for match in candidates.get((renamed.get(array.site.name, array.site.name), array.keys), ())
-        if np.shape(match.value) == array.value.shape
-        # A parameter is in one group only; a count is in all of them.
-        and (array.param is not None or match.site.groups == sources[array.site.groups])
+        by_param.setdefault(array.param, []).append(array)
+    links: dict[tuple[Groups, str], set[tuple[Groups, str]]] = {}  # the old links that each new one goes on from
+    for same_name in (True, False):  # a link of the same name comes first
+        taken = {array.place for array, _, _ in matches}
+        for array in new:
+            if not array.is_moment or array.place in taken:
+                continue
+            for other in by_param.get(array.param, ()):
+                if other.place not in free or (array.site.name == other.site.name) != same_name:
+                    continue
+                factor, why = _factor(array, other)
+                if factor is not None:
+                    free.remove(other.place)
+                    matches.append((array, other, factor))
+                    links.setdefault(_link(array), set()).add(_link(other))
+                    break
+                if why and same_name:
+                    notes.append(f"{array.name} starts anew: {why}")
+    kept = {array.place for array, _, _ in matches}
+    for array in new:  # a count may go on in several groups
+        source = sources[array.site.groups]
+        if array.is_moment or source is None or _begins_anew(array, new, kept):
+            continue
+        origins = links.get(_link(array), {(source, array.site.name)})
+        for other in by_param.get(None, ()):
+            if other.site.groups == source and _goes_on(array, other, _link(other) in origins, keep_live):
+                matches.append((array, other, 1.0))
+                break
+    order = {array.place: index for index, array in enumerate(new)}
+    return sorted(matches, key=lambda match: order[match[0].place]), notes
+
+
+def _link(array: StateArray) -> tuple[Groups, str]:
+    return array.site.groups, array.site.name
+
+
+def _factor(array: StateArray, other: StateArray) -> tuple[float | None, str]:
+    """What the old moment is multiplied by to be the new one; `None`, and why, if it cannot be."""
+    if np.shape(array.value) != np.shape(other.value):
+        return None, f"its shape is {np.shape(array.value)} now"
+    if np.iscomplexobj(array.value) != np.iscomplexobj(other.value):
+        return None, "it is complex on one side only"
+    new, old = array.field, other.field
+    streams = array.site.stream, other.site.stream
+    if isinstance(new, Own) or isinstance(old, Own):
+        same_field = array.site.name == other.site.name and array.field_words == other.field_words
+        alike = type(new) is type(old) and same_field and streams[0] == streams[1]
+        return (1.0, "") if alike else (None, "nothing is known of what it means, and what comes in has changed")
+    assert isinstance(new, Moment)
+    assert isinstance(old, Moment)
+    if array.slot != other.slot:
+        return None, ""
+    if array.quantity != other.quantity:
+        return None, f"it was the {other.quantity}, and is the {array.quantity} now"
+    if new.if_unchanged and _arguments(array.site.link) != _arguments(other.site.link):
+        return None, f"{array.site.link.name} has other arguments now"
+    if streams[0].unknown != streams[1].unknown and new.power:
+        return None, "a factor that changes from step to step, or is unknown, stands in front of it on one side"
+    factor = (streams[0].factor / streams[1].factor) ** new.power if streams[1].factor else 0.0
+    share = _share(new, array.site.link, old, other.site.link)
+    if share is None:
+        return None, "what a new value is weighted with has changed, and not by a factor that is known"
+    return factor * share, ""
+
+
+def _share(new: Moment, new_link: Link, old: Moment, old_link: Link) -> float | None:
+    """The weight of a new value in the new moment, over that in the old one; `None` if nobody knows."""
+
+    def is_average(field: Moment, link: Link) -> bool:
+        return field.weight is None if field.is_average is None else field.is_average(**link.hyperparams)
+
+    def weight(field: Moment, link: Link) -> float | None:
+        try:
+            value = 1.0 if field.weight is None else field.weight(**link.hyperparams)
+        except TypeError:  # a schedule
+            return None
+        return None if value is None or is_traced(value) else float(value)
+
+    if is_average(new, new_link) and is_average(old, old_link):  # of one size, whatever their memory
+        return 1.0
+    after, before = weight(new, new_link), weight(old, old_link)
+    if after and before:
+        return after / before
+    return 1.0 if _arguments(new_link) == _arguments(old_link) else None
+
+
+def _arguments(link: Link) -> Any:
+    """What a link was given, apart from what it holds."""
+    held = link.holders()
+    return link.name, identity_of({name: value for name, value in link.hyperparams.items() if name not in held})
+
+
+def _goes_on(array: StateArray, other: StateArray, is_same_link: bool, keep_live: bool) -> bool:
+    """Whether something that is no moment goes on as it was."""
+    new, old = array.field, other.field
+    if type(new) is not type(old) or np.shape(array.value) != np.shape(other.value):
+        return False
+    if isinstance(new, Own) and isinstance(old, Own):
+        if new.is_value or old.is_value:
+            if not (new.is_value and old.is_value) or array.field_words[-1] != other.field_words[-1]:
+                return False
+            if new.is_scheduled:  # the value of the last step, which only says what that was
+                return old.is_scheduled
+            return keep_live or bool(np.array_equal(array.value, other.value))
+        if new.if_unchanged and _arguments(array.site.link) != _arguments(other.site.link):
+            return False
+    return is_same_link and array.field_words == other.field_words
+
+
+def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[Any]) -> bool:
+    """Whether it counts for moments that all begin anew: those of its own link, or those that it corrects."""
+    moments = [
+        other.place in kept
+        for other in new
+        if isinstance(other.field, Moment)
+        and other.site.groups == array.site.groups
+        and (
+            other.slot == array.slot
+            if isinstance(array.field, Gathered)
+            else other.site == array.site and not array.site.link.slots
+        )
     ]
-    values = {array.place: match for array, match in matches}
-    return [(array, match) for array, match in matches if not _begins_anew(array, new, values)]
+    return isinstance(array.field, Gathered | Count) and bool(moments) and not any(moments)
 
 
-def _renamed(old: Iterable[StateArray], new: Iterable[StateArray]) -> dict[str, str]:
-    """The old links that new ones of other names stand for: those in the same slot that have a field in common."""
-    had, has = ({array.site.name: set[str]() for array in arrays} for arrays in (old, new))
-    for found, arrays in ((had, old), (has, new)):
-        for array in arrays:
-            if array.param is not None:
-                found[array.site.name].add(array.field)
-    gone = {name: fields for name, fields in had.items() if name not in has}
-    renamed: dict[str, str] = {}
-    for name in [name for name in has if name not in had]:
-        slot = name.rpartition(".")[0]
-        match = next((one for one in gone if one.rpartition(".")[0] == slot and has[name] & gone[one]), None)
-        if match is not None:
-            renamed[name] = match
-            del gone[match]
-    return renamed
+def _is_of_calls(array: StateArray) -> bool:
+    return isinstance(array.field, Count) and array.field.of_calls
+
+
+def _counted(
+    array: StateArray,
+    ages: Mapping[Groups, int | None],
+    calls: Mapping[Groups, int],
+    source: Groups | None,
+    missing: list[str],
+    notes: list[str],
+) -> float | None:
+    """What a count, or a number that follows from it, is after as many steps as its group has taken."""
+    if source is None or isinstance(array.field, Moment | Own):
+        return None
+    age = calls.get(source, ages[source]) if _is_of_calls(array) else ages[source]
+    if age is None:
+        if isinstance(array.field, Count) and not array.field.is_needed:
+            notes.append(f"{array.name} counts from 0: the old state does not tell the steps (steps=… does)")
+        else:
+            missing.append(array.name)
+        return None
+    return age if isinstance(array.field, Count) else array.field.after(age, **array.site.link.hyperparams)
+
+
+def _check_moments(old: list[StateArray], new: list[StateArray], matches: list[Match], notes: list[str]) -> None:
+    """Raises if there are moments of the same parameters on both sides, and not one of them could be kept."""
+    had, has = (
+        [array for array in arrays if isinstance(array.field, Moment) and not array.field.if_unchanged]
+        for arrays in (old, new)
+    )
+    if {array.param for array in had} & {array.param for array in has} and not matches:
+        why = "".join(f"\n  {note}" for note in dict.fromkeys(notes))
+        before, now = ({f"the {array.quantity}" for array in arrays} for arrays in (had, has))
+        raise ValueError(
+            "migrate: old_tx and new_tx must have a moment in common, or restart=True says that all may start anew; "
+            f"old_state holds {', '.join(sorted(before))}, and new_tx needs {', '.join(sorted(now))}{why}"
+        )

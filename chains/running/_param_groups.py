@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import optax
 
-from linkax.transforms import link
-from linkax.transforms._rows import is_rows
+from linkax.transforms import SLOT, Link, link
+from linkax.transforms._precision import wide_inside
+from linkax.transforms._trees import Said, is_function, said_of
 
 from ..algebra._chain import Chain, chain
-from ..algebra._paths import KeyPath, bare, leaves_with_path, missing_paths, path_text, words
+from ..algebra._paths import labels_by_path, path_text
 
 
 def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any) -> Chain:
@@ -79,26 +80,32 @@ def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Cal
     for name, tx in groups.items():
         if not isinstance(name, str) or not isinstance(tx, optax.GradientTransformation):
             raise TypeError(f"param_groups: groups must be a dictionary from names to chains, got {name!r}: {tx!r}")
-    if not callable(labels):
+    if not is_function(labels):
         labels = jax.tree.map(lambda label: label, labels)  # a copy: what the caller does to his tree is not ours
     return chain(partition(dict(groups), labels))
 
 
-@link(None)
+@link(None, covers_rows=True, holds={"groups": ("inner_states", SLOT, "inner_state")}, labels="labels")
 def partition(
     groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any
 ) -> optax.GradientTransformation:
     """The link that `param_groups` makes a chain of."""
 
-    transforms: dict[Hashable, optax.GradientTransformation] = {**groups}
+    # A group's chain is a whole optimizer, which looks after its own precision; Optax's have to be told.
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        name: tx if isinstance(tx, Link | Chain) else wide_inside(tx) for name, tx in groups.items()
+    }
+
+    def partitioned(params: Any) -> optax.GradientTransformationExtraArgs:
+        tree = label_tree(params, labels, groups)
+        return optax.partition(transforms, lambda _: tree)  # a function: the tree may be one that can be called
 
     def init(params: Any) -> Any:
-        return optax.partition(transforms, label_tree(params, labels, groups)).init(params)
+        return partitioned(params).init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         # The parameters are all there, where updates may lack some (`None`).
-        tree = label_tree(updates if params is None else params, labels, groups)
-        return optax.partition(transforms, tree).update(updates, state, params, **extra_args)
+        return partitioned(updates if params is None else params).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -106,34 +113,16 @@ def partition(
 def label_tree(params: Any, labels: Callable[[str, Any], str] | Any, names: Collection[str]) -> Any:
     """The group of every parameter, as a tree like the parameters."""
     found = labels_by_path(params, labels)
-    wrong = [f"{path_text(path) or 'the parameter'} ({label!r})" for path, label in found.items() if label not in names]
-    strangers = [] if callable(labels) else _strangers(params, labels)
+    wrong = [
+        f"{path_text(path) or 'the parameter'} ({label!r})"
+        for path, label in found.items()
+        if not isinstance(label, str) or label not in names
+    ]
+    strangers = [] if is_function(labels) else said_of(params, labels).strangers
     if wrong or strangers:
         nowhere = f"; no parameter is at or below {', '.join(strangers)}" if strangers else ""
         raise ValueError(
             f"param_groups: labels must give every parameter one of the groups {', '.join(names)}, got another one for "
             f"{', '.join(wrong) or 'no parameter'}{nowhere}"
         )
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[bare(path)], params, is_leaf=is_rows)
-
-
-def labels_by_path(params: Any, labels: Callable[[str, Any], str] | Any) -> dict[KeyPath, Any]:
-    """What the labels say of every parameter; `None` where they say nothing."""
-    if callable(labels):
-        return {path: labels(path_text(path), leaf) for path, leaf in leaves_with_path(params)}
-    given = {words(path): label for path, label in jax.tree_util.tree_leaves_with_path(labels)}
-    return {path: given.get(_above(path, given)) for path, _ in leaves_with_path(params)}
-
-
-def _above(path: KeyPath, given: Collection[tuple[str, ...]]) -> tuple[str, ...]:
-    """The label's path that a parameter's path begins with: itself, or a node above it."""
-    keys = words(path)
-    return next((keys[:count] for count in range(len(keys), -1, -1) if keys[:count] in given), ("", "no label"))
-
-
-def _strangers(params: Any, labels: Any) -> list[str]:
-    """The labels that no parameter has."""
-    given = {words(path): path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(labels)}
-    every = [path for path, _ in leaves_with_path(params)] + missing_paths(params)
-    used = {_above(path, given) for path in every}
-    return sorted(text for keys, text in given.items() if keys not in used)
+    return Said(found, [], []).like(params)

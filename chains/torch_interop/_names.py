@@ -1,5 +1,6 @@
 """Which PyTorch parameter a parameter is, and how PyTorch lays out its elements."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,36 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..algebra._paths import KeyPath, bare, leaves_with_path, path_text
+from ..algebra._paths import leaves_with_path, path_text, words
+from ._groups import names_by_group, read_groups
+from ._layouts import (
+    Layout,
+    Layouts,
+    as_layouts,
+    default_layout,
+    fitting_layouts,
+    given_layout,
+    untold_siblings,
+    unused_layouts,
+)
+from ._tensors import as_numpy
 
 Names = Callable[[str], str] | Mapping[str, str]
 """From the paths of parameters, such as `"params/Dense_0/kernel"`, to PyTorch's names, such as `"Dense_0.weight"`."""
-
-
-class Layout(NamedTuple):
-    """How to turn an array of one framework into the other's: a kernel, and in the same way its moments.
-
-    Attributes:
-        to_jax: From PyTorch's NumPy array to Flax's.
-        to_torch: The inverse.
-
-    Example:
-        >>> import numpy as np
-        >>> from linkax.chains.torch_interop import Layout
-        >>> heads = Layout(lambda w: w.T.reshape(8, 2, 4), lambda w: w.reshape(8, 8).T)
-        >>> heads.to_torch(heads.to_jax(np.ones((8, 8)))).shape
-        (8, 8)
-    """
-
-    to_jax: Callable[[np.ndarray], np.ndarray]
-    to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-KERNEL = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda w: np.moveaxis(w, (-1, -2), (0, 1)))
-"""Of linear layers and convolutions: PyTorch's (out, in, *space), Flax's (*space, in, out)."""
-
-SAME = Layout(lambda w: w, lambda w: w)
-"""Of everything else."""
 
 
 def torch_name(path: str) -> str:
@@ -75,28 +62,30 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch no
 class TorchParam(NamedTuple):
     """A parameter as PyTorch has it."""
 
+    path: str
     name: str
     group: int
     layout: Layout
     shape: tuple[int, ...]  # in JAX
     is_complex: bool
 
-    def to_jax(self, what: str, value: Any, problems: list[str]) -> np.ndarray:
+    def to_jax(self, what: str, array: np.ndarray, problems: list[str]) -> np.ndarray | None:
         """An array of the parameter's in JAX's layout; what does not fit is added to the problems."""
-        array = to_numpy(value)
         try:
             converted = self.layout.to_jax(array)
         except Exception as error:  # the layout may be the user's
             problems.append(f"{what} has the shape {array.shape}, which its layout does not take ({error})")
-            return np.zeros(self.shape)
+            return None
+        if np.shape(converted) != self.shape:
+            fitting = fitting_layouts(array.shape, self.shape)
+            hint = f"; it fits with layouts={{{self.path!r}: torch_interop.{' or '.join(fitting)}}}" if fitting else ""
+            problems.append(
+                f"{what} has the shape {array.shape}, in JAX {np.shape(converted)}, instead of {self.shape}{hint}"
+            )
+            return None
         if np.iscomplexobj(converted) and not self.is_complex:
             problems.append(f"{what} is complex, and its parameter real")
-            return np.zeros(self.shape)
-        if np.shape(converted) != self.shape:
-            problems.append(
-                f"{what} has the shape {array.shape}, in JAX {np.shape(converted)}, instead of {self.shape}"
-            )
-            return np.zeros(self.shape)
+            return None
         return converted
 
     def to_torch(self, value: Any) -> np.ndarray:
@@ -106,71 +95,48 @@ class TorchParam(NamedTuple):
 
 
 def torch_params(
-    params: Any, names: Names, layouts: Mapping[str, Layout], groups: Sequence[Mapping[str, Any]], problems: list[str]
-) -> dict[KeyPath | None, TorchParam]:
-    """PyTorch's side of all parameters that it has; those that only one side has are added to the problems."""
+    params: Any, names: Names, layouts: Layouts | None, groups: Sequence[Mapping[str, Any]], problems: list[str]
+) -> dict[tuple[str, ...], TorchParam]:
+    """PyTorch's side of all parameters that it has, by the words of their paths; what only one side has is a problem.
+
+    Warns of parameters whose layout was left open where that of others of their kind was not.
+    """
+    layouts = as_layouts(layouts, problems)
     group_of = {name: index for index, group in enumerate(groups) for name in group}
-    found: dict[KeyPath | None, TorchParam] = {}
+    found: dict[tuple[str, ...], TorchParam] = {}
     seen: dict[str, str] = {}
+    given: dict[str, Layout] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for keys, leaf in leaves_with_path(params):
         path = path_text(keys)
+        shapes[path] = np.shape(leaf)
+        if (layout := given_layout(layouts, path, problems)) is not None:
+            given[path] = layout
         name = _name_of(names, path)
         if name is None:
             problems.append(f"names has none for {path}")
+        elif not isinstance(name, str):
+            problems.append(f"names must have a text for {path}, got {name!r}")
         elif name in seen:
             problems.append(f"{path} and {seen[name]} are both called {name}")
-        elif name in group_of:
-            is_kernel = path.rpartition("/")[2] == "kernel" and np.ndim(leaf) >= 2
-            layout = layouts.get(path, KERNEL if is_kernel else SAME)
-            found[keys] = TorchParam(name, group_of[name], layout, np.shape(leaf), np.iscomplexobj(leaf))
-        if name is not None:
-            seen.setdefault(name, path)
-    problems += [f"layouts has one for {path}, which is no parameter" for path in layouts if path not in seen.values()]
+        else:
+            seen[name] = path
+            if name in group_of:
+                layout = layout or default_layout(path, shapes[path])
+                is_complex = np.iscomplexobj(leaf)
+                found[words(keys)] = TorchParam(path, name, group_of[name], layout, shapes[path], is_complex)
+    problems += [f"layouts has one for {one}, which is no parameter" for one in unused_layouts(layouts, list(shapes))]
     problems += [f"PyTorch has {name}, and no parameter is called so" for name in group_of if name not in seen]
+    for warning in untold_siblings(shapes, given) if not problems else ():
+        warnings.warn(warning, stacklevel=3)
     return found
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """A copy of a tensor or an array: PyTorch changes its tensors in place, and JAX may share NumPy's memory."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().resolve_conj().resolve_neg()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # NumPy has no bfloat16
-        value = value.numpy()
-    return np.array(value)
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
     """Raises one error that lists all problems, if there are any."""
     if problems:
-        raise ValueError(f"{what}, got {len(problems)} that do not:" + "".join(f"\n  {one}" for one in problems))
-
-
-def names_by_group(
-    where: str, groups: Sequence[Mapping[str, Any]], order: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """For every PyTorch group, its parameters' names, and by them their keys in the state.
-
-    Raises:
-        ValueError: If neither the groups nor `order` name the parameters, or `order` has another length.
-    """
-    if all("param_names" in group for group in groups):
-        for group in groups:
-            if len(set(group["param_names"])) != len(group["params"]):
-                raise ValueError(
-                    f"{where}: param_names must name each of the {len(group['params'])} parameters of its group, got "
-                    f"{group['param_names']}"
-                )
-        return [dict(zip(group["param_names"], group["params"])) for group in groups]
-    if order is None:
-        raise ValueError(
-            f"{where}: order must list the parameters' names in the optimizer's order, such as [name for name, _ in "
-            "model.named_parameters()], because the optimizer was not made from named parameters, got None"
-        )
-    count, order = sum(len(group["params"]) for group in groups), list(order)
-    if len(order) != count or len(set(order)) != count:
-        raise ValueError(f"{where}: order must have {count} different names, got {order}")
-    rest = iter(order)
-    return [{next(rest): key for key in group["params"]} for group in groups]
+        every = list(dict.fromkeys(problems))
+        raise ValueError(f"{what}, got {len(every)} that do not:" + "".join(f"\n  {one}" for one in every))
 
 
 def torch_labels(
@@ -198,7 +164,11 @@ def torch_labels(
     Source:
         `torch.optim.Optimizer.state_dict`.
     """
-    groups = names_by_group("torch_labels", param_groups, order)
+    problems: list[str] = []
+    groups = read_groups(param_groups, problems)
+    groups = [] if problems else names_by_group(groups, order, problems)
+    if problems:
+        raise ValueError("torch_labels: " + "\n  ".join(problems))
     group_of = {name: str(index) for index, group in enumerate(groups) for name in group}
 
     def label(path: str, leaf: Any) -> str:
@@ -246,12 +216,16 @@ def import_params(
     paths = [path_text(keys) for keys, _ in leaves_with_path(params)]
     wanted = {_name_of(names, path) for path in paths}
     theirs = {name: None for name in state_dict if name in wanted or not name.endswith(_BUFFERS)}
-    found = torch_params(params, names, layouts or {}, [theirs], problems)
-    lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if keys not in found]
+    found = torch_params(params, names, layouts, [theirs], problems)
+    lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if words(keys) not in found]
     problems += [f"PyTorch has nothing for {path}" for path in lacking]
-    values = {keys: one.to_jax(one.name, state_dict[one.name], problems) for keys, one in found.items()}
+    values = {}
+    for path, one in found.items():
+        array = as_numpy(one.name, state_dict[one.name], problems)
+        values[path] = None if array is None else one.to_jax(one.name, array, problems)
     refuse("import_params: state_dict must fit the parameters", problems)
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: jnp.asarray(values[bare(keys)], leaf.dtype), params)
+    # A copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory.
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: jnp.array(values[words(keys)], leaf.dtype), params)
 
 
 def export_params(
@@ -283,6 +257,6 @@ def export_params(
     leaves = leaves_with_path(params)
     paths = [path_text(keys) for keys, _ in leaves]
     own = {_name_of(names, path): None for path in paths}
-    found = torch_params(params, names, layouts or {}, [{name: None for name in own if name is not None}], problems)
+    found = torch_params(params, names, layouts, [{name: None for name in own if name is not None}], problems)
     refuse("export_params: every parameter must have a name of its own", problems)
-    return {found[keys].name: found[keys].to_torch(leaf) for keys, leaf in leaves}
+    return {found[words(keys)].name: found[words(keys)].to_torch(leaf) for keys, leaf in leaves}

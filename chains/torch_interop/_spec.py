@@ -17,21 +17,37 @@ from ..running._param_groups import param_groups
 
 
 class _Kind(NamedTuple):
-    """A named optimizer, and the arguments that PyTorch's has."""
+    """A named optimizer, and what PyTorch's has."""
 
     factory: Callable[..., Chain]
     arguments: str
+    marks: str  # those of the arguments that no other optimizer has together
+    keeps: str  # what there may be in its state, for every parameter
+    is_early: bool = False  # whether its state is there before the first step
 
 
 _COMMON = "lr weight_decay maximize "
+_ADAMS = "betas eps amsgrad", "betas amsgrad", "step exp_avg exp_avg_sq max_exp_avg_sq"
 _KINDS: dict[str, _Kind] = {
-    "SGD": _Kind(sgd, _COMMON + "momentum dampening nesterov"),
-    "Adagrad": _Kind(adagrad, _COMMON + "lr_decay initial_accumulator_value eps"),
-    "RMSprop": _Kind(rmsprop, _COMMON + "alpha eps momentum centered"),
-    "Adadelta": _Kind(adadelta, _COMMON + "rho eps"),
-    "Adam": _Kind(adam, _COMMON + "betas eps amsgrad"),
-    "AdamW": _Kind(adamw, _COMMON + "betas eps amsgrad"),
-    "NAdam": _Kind(nadam, _COMMON + "betas eps momentum_decay decoupled_weight_decay"),
+    "SGD": _Kind(sgd, _COMMON + "momentum dampening nesterov", "dampening nesterov", "momentum_buffer"),
+    "Adagrad": _Kind(
+        adagrad, _COMMON + "lr_decay initial_accumulator_value eps", "lr_decay", "step sum", is_early=True
+    ),
+    "RMSprop": _Kind(
+        rmsprop,
+        _COMMON + "alpha eps momentum centered",
+        "alpha centered",
+        "step square_avg grad_avg momentum_buffer",
+    ),
+    "Adadelta": _Kind(adadelta, _COMMON + "rho eps", "rho", "step square_avg acc_delta"),
+    "Adam": _Kind(adam, _COMMON + _ADAMS[0], *_ADAMS[1:]),
+    "AdamW": _Kind(adamw, _COMMON + _ADAMS[0], *_ADAMS[1:]),
+    "NAdam": _Kind(
+        nadam,
+        _COMMON + "betas eps momentum_decay decoupled_weight_decay",
+        "momentum_decay",
+        "step mu_product exp_avg exp_avg_sq",
+    ),
 }
 _RENAMED = {"alpha": "decay"}
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
@@ -125,12 +141,53 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
             raise ValueError(f"from_torch: betas must be two numbers, got {arguments['betas']!r}")
         arguments["b1"], arguments["b2"] = arguments.pop("betas")
     rate = arguments.pop("lr", None)
-    plain = {_RENAMED.get(key, key): _plain(value) for key, value in arguments.items()}
+    plain = {argument_name(key): _plain(value) for key, value in arguments.items()}
     if learning_rate is not None or rate is not None:
         plain["learning_rate"] = _plain(rate) if learning_rate is None else learning_rate
     return kind.factory(**plain)
 
 
+def argument_name(key: str) -> str:
+    """What our factories call a hyperparameter of PyTorch's."""
+    return _RENAMED.get(key, key)
+
+
 def _plain(value: Any) -> Any:
     """A number as Python's; PyTorch takes tensors too."""
     return value.item() if hasattr(value, "item") else value
+
+
+def class_of(group: Mapping[str, Any]) -> str | None:
+    """The optimizer that a group's hyperparameters belong to; PyTorch keeps all of them, and their names tell it.
+
+    Hyperparameters that no optimizer here has, such as a library's `lr_scale`, are taken for bookkeeping.
+    """
+    of_any = {key for kind in _KINDS.values() for key in kind.arguments.split()}
+    for name, kind in _KINDS.items():
+        of_others = of_any - set(kind.arguments.split()) - {"decoupled_weight_decay"}
+        if set(kind.marks.split()) <= group.keys() and not of_others & group.keys():
+            return "AdamW" if name == "Adam" and group.get("decoupled_weight_decay") is True else name
+    return None
+
+
+def known_hyperparams(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a group's hyperparameters that say what the optimizer of that name does."""
+    known = {*_KINDS[name].arguments.split(), "decoupled_weight_decay"}
+    if name not in ("Adam", "AdamW", "NAdam"):
+        known.remove("decoupled_weight_decay")
+    return {key: _plain(value) for key, value in group.items() if key in known}
+
+
+def is_known(name: str) -> bool:
+    """Whether there is an optimizer of that name."""
+    return name in _KINDS
+
+
+def kept_keys(name: str) -> list[str]:
+    """What PyTorch's optimizer of that name may keep for every parameter."""
+    return _KINDS[name].keeps.split()
+
+
+def is_early(name: str) -> bool:
+    """Whether PyTorch's optimizer of that name keeps it before the first step."""
+    return _KINDS[name].is_early

@@ -82,6 +82,10 @@ def test_path_is_pytorchs(x64, case, data):
     from .torch_reference import torch_walk
 
     name, arguments = case.partition("-")[0], data.draw(ARGUMENTS[case])
+    # With alpha = 1 no gradient ever enters the mean, and ε alone divides: the decay then multiplies the parameters by
+    # 1 − lr · weight_decay / ε in every step, and both explode to infinity, if not to NaN.
+    shrinks = arguments["lr"] * arguments["weight_decay"] < arguments.get("eps", 1.0)
+    hypothesis.assume(arguments.get("alpha") != 1 or shrinks)
     grads = gradients_for(arguments)
     theirs = torch_walk(name, arguments, parameters(), grads)
     assert_same_path(walk(chain_like(name, arguments), parameters(), grads), theirs)

@@ -21,7 +21,7 @@ CASES = {
     "SparseAdam": ({}, sparse_adam()),
     "SparseAdam, all": (
         {"lr": 0.1, "betas": (0.8, 0.99), "eps": 1e-3, "maximize": True},
-        sparse_adam(0.1, 0.8, 0.99, 1e-3, maximize=True),
+        sparse_adam(0.1, b1=0.8, b2=0.99, eps=1e-3, maximize=True),
     ),
 }
 

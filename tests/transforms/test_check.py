@@ -1,5 +1,6 @@
 """Bad arguments are refused when a link or chain is built, and named in the message."""
 
+import functools
 import inspect
 import math
 from typing import get_type_hints
@@ -7,6 +8,7 @@ from typing import get_type_hints
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import linkax.chains
@@ -130,6 +132,164 @@ def test_unknown_and_missing_arguments_are_named():
         linkax.chains.adam(beta1=0.9)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="^scale_by_momentum: missing a required argument: 'decay'"):
         linkax.transforms.scale_by_momentum()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "meant"),
+    [
+        ("adam", {"lr": 0.1}, "learning_rate"),
+        ("adam", {"betas": (0.9, 0.99)}, "b1 and b2"),
+        ("adam", {"beta_1": 0.9, "epsilon": 1e-8}, "b1 and eps"),
+        ("adam", {"lr": 0.1, "betas": (0.9, 0.99)}, "learning_rate, b1 and b2"),
+        ("adam", {"learing_rate": 0.1}, "learning_rate"),
+        ("adam", {"alpha": 0.1}, "learning_rate"),
+        ("adamw", {"mask": None}, "weight_decay_mask"),
+        ("rmsprop", {"alpha": 0.1}, "decay"),
+        ("rmsprop", {"rho": 0.1}, "decay"),
+        ("sparse_adam", {"step_size": 0.1}, "learning_rate"),
+        ("scale_by_momentum", {"momentum": 0.9}, "decay"),
+        ("scale_by_learning_rate", {"lr": 0.9}, "learning_rate"),
+    ],
+)
+def test_names_from_elsewhere_get_a_hint(factory, arguments, meant):
+    with pytest.raises(TypeError, match=rf"^{factory}: .*; its arguments are .*; did you mean {meant}\?$"):
+        FACTORIES[factory](**arguments)
+
+
+def test_what_is_like_nothing_gets_no_hint():
+    with pytest.raises(TypeError, match="^adam: got an unexpected keyword argument 'foreach'; .*maximize$"):
+        linkax.chains.adam(foreach=True)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adadelta", "adam", "adamw", "nadam", "sparse_adam"])
+def test_only_the_learning_rate_needs_no_name(name):
+    with pytest.raises(TypeError, match=f"^{name}: too many positional arguments; its arguments are learning_rate"):
+        FACTORIES[name](0.1, 0.9)
+
+
+class Decay:
+    """A schedule as an object."""
+
+    def __init__(self, start: float):
+        self.start = start
+
+    def __call__(self, count, unused=None):
+        return self.start / (1 + count)
+
+
+WRONG_SCHEDULES = {
+    "a factory with several arguments": (
+        optax.cosine_decay_schedule,
+        TypeError,
+        "got cosine_decay_schedule, which takes init_value, decay_steps, alpha, exponent, and not the step count "
+        r"alone; call it: cosine_decay_schedule\(...\)$",
+    ),
+    "a factory with one": (
+        optax.constant_schedule,
+        TypeError,
+        r"got constant_schedule, which returns a function and not a number; call it: constant_schedule\(...\)$",
+    ),
+    "a class": (Decay, TypeError, r"got Decay, which returns a function and not a number; call it: Decay\(...\)$"),
+    "an optimizer": (optax.sgd, TypeError, "got sgd, which returns GradientTransformationExtraArgs"),
+    "no arguments": (lambda: 0.1, TypeError, "got <lambda>, which takes nothing, and not the step count alone$"),
+    "an array": (lambda count: jnp.full(2, 0.1), ValueError, r"which returns an array of shape \(2,\)$"),
+    "a tuple": (lambda count: (0.1,), TypeError, r"which returns \(0.1,\)$"),
+    "nothing": (lambda count: None, TypeError, "which returns None$"),
+    "text": (lambda count: "0.1", TypeError, "which returns '0.1'$"),
+    "a truth value": (lambda count: True, TypeError, "which returns True$"),
+    "an array of truth": (lambda count: count > 0, TypeError, "which returns an array of dtype bool$"),
+    "a complex number": (lambda count: 1j, TypeError, "which returns 1j$"),
+    "a complex array": (lambda count: 1j * count, TypeError, "which returns an array of dtype complex64$"),
+    "an error": (lambda count: 1 / 0, ValueError, "which fails at step 0: ZeroDivisionError: division by zero$"),
+    "a negative number": (lambda count: -0.1, ValueError, "which begins with -0.1$"),
+    "not a number": (lambda count: math.nan, ValueError, "which begins with nan$"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SCHEDULES)
+@pytest.mark.parametrize("inside_jit", [False, True], ids=["outside", "inside_jit"])
+def test_wrong_schedules_are_refused_when_a_link_is_built(case, inside_jit):
+    schedule, error, message = WRONG_SCHEDULES[case]
+    for factory, argument in (
+        ("adam", "learning_rate"),
+        ("adam", "b1"),
+        ("scale_by_rms", "decay"),
+        ("sgd", "momentum"),
+    ):
+
+        def build_it(_=None, factory=factory, argument=argument):
+            FACTORIES[factory](**{argument: schedule})
+
+        # (JAX adds lines of its own to what is raised while it traces.)
+        with pytest.raises(
+            error, match=rf"(?m)^{factory}: {argument} must be a number in .* or a schedule, .*{message}"
+        ):
+            jax.jit(build_it)(1.0) if inside_jit else build_it()
+
+
+def test_a_first_value_is_checked_where_it_is_known_without_computing_it():
+    with pytest.raises(ValueError, match="adam: b1 must be .* or a schedule, got .*, which begins with 1.0$"):
+        linkax.chains.adam(b1=optax.constant_schedule(1.0))
+    with pytest.raises(ValueError, match="adam: b1 must be .* or a schedule, got .*, which begins with 2.0$"):
+        linkax.chains.adam(b1=lambda count: 2.0 if count < 3 else 0.5)
+    counts = []
+    linkax.chains.adam(lambda count: (counts.append(count), -1.0 * count)[1], b1=optax.linear_schedule(-1.0, 0.5, 9))
+    assert all(isinstance(count, jax.core.Tracer) for count in counts)
+
+
+@pytest.mark.parametrize(
+    ("build_it", "message"),
+    [
+        (lambda s: linkax.transforms.scale_by_nesterov(s, momentum_decay=0.1), "momentum_decay is only for form='corr"),
+        (lambda s: linkax.transforms.decoupled_weight_decay(s, multiplied_by="schedule"), "peak_learning_rate must be"),
+        (
+            lambda s: linkax.transforms.moment_ratio(optax.identity(), linkax.transforms.scale_by_momentum(0.9), s),
+            "second must contain mean_square",
+        ),
+    ],
+)
+def test_what_else_is_wrong_is_refused_when_a_link_with_a_schedule_is_built(build_it, message):
+    with pytest.raises(ValueError, match=message):
+        build_it(lambda count: 0.5)
+
+
+def _take(rate: linkax.transforms.Rate):
+    return rate
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda count: 0.1 if count < 3 else 0.01,
+        lambda count: [0.1, 0.2][int(count)],
+        lambda count: np.interp(count, [0, 10], [0.1, 0.2]),
+        lambda count: 1,
+        lambda count: count,
+        lambda count: np.float64(0.1),
+        lambda count: jnp.asarray(0.1, jnp.bfloat16),
+        jnp.cos,
+        Decay(0.5),
+        functools.partial(lambda scale, count: scale * count, 0.5),
+    ],
+)
+def test_other_schedules_pass_inside_and_outside_jit(schedule):
+    linkax.chains.sgd(schedule)
+    jax.jit(lambda x: (checked(_take)(schedule), x)[1])(1.0)
+
+
+def test_a_schedule_of_traced_numbers_passes():
+    def loss(rate):
+        tx = linkax.chains.sgd(optax.exponential_decay(rate, 10, 0.5), momentum=lambda count: rate)
+        return tx.update(jnp.ones(()), tx.init(jnp.zeros(())))[0]
+
+    np.testing.assert_allclose(jax.grad(loss)(0.5), -1.0, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(loss)(jnp.array([0.5, 0.25])), [-0.5, -0.25], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(loss)(0.5), -0.5, rtol=1e-6)
+
+
+def test_constants_are_read_only_once():
+    assert linkax.transforms.scale_by_rss().constants == ("initial_accumulator_value",)
+    assert linkax.transforms.scale_by_rms(0.9).constants == ()
 
 
 def test_a_half_precision_hyperparameter_is_explained():

@@ -5,19 +5,25 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
+from linkax.chains import adam
 from linkax.transforms._leaves import (
     accumulator_dtype,
     accumulators,
     complement,
     decayed,
+    dtype_of,
+    entering,
+    gathered,
+    in_dtype_of,
     increment,
     on_reals,
-    one_minus_power,
     safe_sqrt,
     scalar_dtype,
+    widened,
 )
 
 EPS = float(np.finfo(np.float32).eps)
@@ -56,27 +62,101 @@ def test_integers_are_refused():
         accumulators({"a": jnp.arange(3)})
 
 
+def test_numpys_float64_is_jaxs_float32():
+    # Asking JAX for float64 is a warning, and so an error here.
+    (leaf,) = widened((np.ones(2, np.float64),))
+    assert dtype_of(np.ones(2, np.float64)) == accumulator_dtype(np.float64(1)) == jnp.float32
+    assert jnp.asarray(leaf, dtype_of(leaf)).dtype == jnp.float32
+    tx = adam()
+    params = {"w": np.ones(2, np.float64)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "param", "expected"),
+    [
+        (jnp.bfloat16, None, jnp.float32),
+        (jnp.bfloat16, jnp.bfloat16, jnp.float32),
+        (jnp.float16, jnp.float64, jnp.float64),
+        (jnp.float32, jnp.float16, jnp.float32),
+        (jnp.float64, jnp.float32, jnp.float64),
+        (jnp.float8_e4m3fn, jnp.bfloat16, jnp.float32),
+        (jnp.float32, jnp.complex64, jnp.complex64),
+        (jnp.int32, jnp.float32, jnp.int32),
+        (jax.dtypes.float0, jnp.int32, jax.dtypes.float0),
+    ],
+)
+def test_widened_is_as_wide_as_the_accumulators_and_the_parameter(x64, dtype, param, expected):
+    leaf = np.zeros(2, dtype) if dtype == jax.dtypes.float0 else jnp.ones(2, dtype)
+    params = None if param is None else {"a": jnp.ones(2, param), "none": jnp.ones(2), "masked": optax.MaskedNode()}
+    tree = {"a": leaf, "none": None, "masked": optax.MaskedNode()}
+    wide = widened(tree, params)
+    assert dtype_of(wide["a"]) == expected
+    assert (wide["none"], wide["masked"]) == (None, optax.MaskedNode())
+
+
+def test_widened_shapes_stay_shapes():
+    mesh = jax.make_mesh((1,), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("x"))
+    wide = widened(jax.ShapeDtypeStruct((2,), jnp.bfloat16, sharding=sharding))
+    assert wide == jax.ShapeDtypeStruct((2,), jnp.float32, sharding=sharding)
+
+
+@pytest.mark.parametrize(
+    ("update", "leaf", "dtype"),
+    [
+        (jnp.ones(2), jnp.ones(2, jnp.bfloat16), jnp.bfloat16),
+        (jnp.ones(2), jnp.ones(2), jnp.float32),
+        (jnp.ones(2, complex), jnp.ones(2), jnp.complex64),  # nothing is dropped in silence
+        (np.zeros(2, jax.dtypes.float0), jnp.arange(2), jnp.int32),
+    ],
+)
+def test_updates_leave_in_the_dtype_of_the_parameter(update, leaf, dtype):
+    left = in_dtype_of(update, leaf)
+    assert left.dtype == dtype
+    np.testing.assert_array_equal(left, jnp.zeros(2) if dtype == jnp.int32 else jnp.ones(2))
+
+
+def test_an_update_in_its_dtype_is_not_copied():
+    update = jnp.ones(2)
+    assert in_dtype_of(update, jnp.zeros(2)) is update
+    assert entering("here", {"a": update}, {"a": jnp.zeros(2)})["a"] is update
+
+
+def gathered_after(count, rest):
+    """The weight that an average which forgets the share `rest` has gathered after so many steps."""
+    zero = jnp.zeros((), rest.dtype)
+    return jax.lax.fori_loop(0, count, lambda _, carry: gathered(*carry, rest), (zero, zero))[0]
+
+
+def weight_of(decay, count):
+    return -np.expm1(count * np.log(np.float64(decay))) if decay else 1.0
+
+
 @hypothesis.given(decay=st.floats(0, 0.9999999), count=st.integers(1, 100_000))
-def test_one_minus_power_is_accurate_in_float32(decay, count):
-    exact = -np.expm1(count * np.log(np.float64(decay))) if decay else 1.0
-    ours = one_minus_power(decay, jnp.int32(count), jnp.dtype(jnp.float32))
-    # log(decay) and its product with the count are each rounded once; expm1 is good to two units in the last place.
-    np.testing.assert_allclose(ours, exact, rtol=4 * EPS)
+def test_gathered_is_accurate_in_float32(decay, count):
+    ours = gathered_after(count, jnp.asarray(complement(decay), jnp.float32))
+    # 1 − decay is rounded once, and the weight once more at the end; what is lost in between is carried on.
+    np.testing.assert_allclose(ours, weight_of(decay, count), rtol=2 * EPS)
 
 
 @hypothesis.given(decay=st.floats(0, 1 - 2**-16, width=32), count=st.integers(1, 10_000))
-def test_one_minus_power_of_a_traced_decay(decay, count):
-    exact = -np.expm1(count * np.log(np.float64(np.float32(decay)))) if decay else 1.0
-    ours = jax.jit(one_minus_power, static_argnums=2)(jnp.float32(decay), jnp.int32(count), jnp.dtype(jnp.float32))
-    np.testing.assert_allclose(ours, exact, rtol=4 * EPS)
+def test_gathered_of_a_traced_decay(decay, count):
+    ours = jax.jit(lambda decay: gathered_after(count, complement(decay)))(jnp.float32(decay))
+    np.testing.assert_allclose(ours, weight_of(np.float32(decay), count), rtol=2 * EPS)
 
 
 @pytest.mark.parametrize("count", [1, 2, 50])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
-def test_one_minus_power_has_its_derivative_even_at_zero(x64, decay, count):
-    def of(decay):
-        return one_minus_power(decay, jnp.int32(count), jnp.dtype(jnp.float64))
+def test_gathered_has_its_derivative_even_at_zero(x64, decay, count):
+    def of(decay):  # a loop that reverse mode can go through
+        carry = jnp.zeros(()), jnp.zeros(())
+        for _ in range(count):
+            carry = gathered(*carry, 1 - decay)
+        return carry[0]
 
+    # Fifty steps of some roundings each.
     np.testing.assert_allclose(jax.grad(of)(decay), -count * decay ** (count - 1), rtol=1e-14)
 
 

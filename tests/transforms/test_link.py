@@ -86,7 +86,7 @@ def test_a_foreign_link_appears_under_its_functions_name():
     ("schedule", "text"),
     [
         (optax.exponential_decay(0.1, 10, 0.5), r"exponential_decay\(.*decay_rate=0.5.*init_value=0.1"),
-        (optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 100), "join_schedules.*cosine_decay_schedule"),
+        (optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 100), "until step 10, then cosine_decay_schedule"),
         (lambda count: 0.1, "learning_rate=<lambda>"),
         (jnp.float32(0.25), "learning_rate=0.25"),
     ],

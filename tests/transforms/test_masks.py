@@ -1,12 +1,16 @@
 """Which weights decay."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.core import FrozenDict
 
-from linkax.chains import adamw
+from linkax.chains import adam, adamw, param_groups
 from linkax.transforms import add_l2_to_grad, decoupled_weight_decay, matrices_only
 
 PARAMS = {
@@ -55,9 +59,178 @@ def test_the_same_leaves_as_optaxs():
     )
 
 
-def test_a_mask_of_something_else_is_refused():
-    with pytest.raises(TypeError, match="^add_l2_to_grad: mask must be a tree of True and False, got a leaf 1$"):
-        decayed_leaves({"dense": 1, "norm": False, "attention": False, "temperature": True})
+@pytest.mark.parametrize(
+    ("flag", "got"),
+    [
+        (1, "1"),
+        ("yes", "'yes'"),
+        (jnp.ones((), bool), "an array of dtype bool"),
+        (np.ones(2, bool), "an array of dtype bool"),
+        (lambda params: True, "<lambda>"),
+    ],
+)
+def test_a_mask_of_something_else_is_refused_when_the_link_is_built(flag, got):
+    message = f"^add_l2_to_grad: mask must be a tree of True and False, got {got} at dense/kernel$"
+    with pytest.raises(TypeError, match=message):
+        add_l2_to_grad(0.5, {"dense": {"kernel": flag, "bias": True}})
+    with pytest.raises(TypeError, match=message):
+        add_l2_to_grad(lambda count: 0.5, {"dense": {"kernel": flag, "bias": True}})
+    link = add_l2_to_grad(0.5, lambda params: {"dense": {"kernel": flag, "bias": True}})
+    with pytest.raises(TypeError, match=message):
+        link.init(PARAMS)
+
+
+def test_flags_of_numpy_are_flags():
+    assert decayed_leaves(jax.tree.map(np.bool_, matrices_only(PARAMS))) == KERNELS
+
+
+MISFITS = {
+    "a key less": (
+        {"dense": True, "norm": {"scale": True}, "attention": True, "temperature": True},
+        "nothing for norm/bias",
+    ),
+    "a key more": ({**matrices_only(PARAMS), "head": True}, "something for head, where no parameter is"),
+    "another key": (
+        {**matrices_only(PARAMS), "norm": {"scale": True, "offset": False}},
+        "nothing for norm/bias and something for norm/offset, where no parameter is",
+    ),
+    "deeper": (
+        {**matrices_only(PARAMS), "temperature": {"x": True}},
+        "nothing for temperature and something for temperature/x, where no parameter is",
+    ),
+    "nothing": (
+        {},
+        "nothing for attention/bias, attention/kernel, dense/bias, dense/kernel, norm/bias, norm/scale, temp",
+    ),
+    "a function's nothing": (lambda params: None, "nothing for attention/bias, attention/kernel"),
+}
+
+
+@pytest.mark.parametrize(("mask", "got"), MISFITS.values(), ids=MISFITS.keys())
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda mask: add_l2_to_grad(0.5, mask),
+        lambda mask: decoupled_weight_decay(lambda count: 0.5, mask),
+        lambda mask: adamw(weight_decay_mask=mask),
+        lambda mask: adamw(weight_decay_mask=lambda params: mask(params) if callable(mask) else mask),
+        lambda mask: param_groups({"all": adam(weight_decay=0.5, weight_decay_mask=mask)}, lambda *_: "all"),
+    ],
+    ids=["link", "scheduled link", "chain", "function", "group"],
+)
+def test_a_mask_of_another_structure_is_refused_by_init(build, mask, got):
+    tx = build(mask)
+    message = f"^(add_l2_to_grad|decoupled_weight_decay): mask must say of every parameter whether it decays, got {got}"
+    for init in (tx.init, jax.jit(tx.init)):
+        with pytest.raises(ValueError, match=message):
+            init(PARAMS)
+    with pytest.raises(ValueError, match=message):
+        tx.init(jax.eval_shape(lambda: PARAMS))
+
+
+def test_and_by_update_if_the_parameters_are_others():
+    tx = adamw(weight_decay_mask={"a": True, "b": False})
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    others = {"a": jnp.ones(2), "c": jnp.ones(2)}
+    with pytest.raises(
+        ValueError, match="decoupled_weight_decay: mask must .* nothing for c and something for b, where"
+    ):
+        tx.init(others)
+    state = tx.init(params)
+    tx.update(params, state, params)
+    link = add_l2_to_grad(0.5, {"a": True, "b": False})
+    with pytest.raises(ValueError, match="add_l2_to_grad: mask must .* nothing for c and something for b, where"):
+        link.update(others, link.init(params), others)
+
+
+def test_what_nodes_a_mask_is_made_of_does_not_matter():
+    frozen, state = FrozenDict(PARAMS), nnx.State(jax.tree.map(nnx.Param, PARAMS))
+    for params in (PARAMS, frozen, state):
+        for mask in (
+            matrices_only(PARAMS),
+            matrices_only(frozen),
+            nnx.to_pure_dict(matrices_only(state)),
+            matrices_only,
+        ):
+            for given in (mask, lambda params, mask=mask: mask(params) if callable(mask) else mask):
+                tx = add_l2_to_grad(0.5, given)
+                updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+                assert jax.tree.structure(updates) == jax.tree.structure(params)
+                decayed = {
+                    "/".join(str(getattr(key, "key", "")) for key in path).strip("/")
+                    for path, leaf in jax.tree.leaves_with_path(updates)
+                    if leaf.any()
+                }
+                assert decayed == {"attention/kernel", "dense/kernel"}
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Layer:
+    """As Equinox's modules are: a tree that can be called."""
+
+    def __init__(self, kernel, bias):
+        self.kernel, self.bias = kernel, bias
+
+    def tree_flatten_with_keys(self):
+        name = jax.tree_util.GetAttrKey
+        return ((name("kernel"), self.kernel), (name("bias"), self.bias)), None
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(*children)
+
+    def __call__(self, x):
+        raise AssertionError("a tree is not to be called")
+
+    def __repr__(self):
+        return f"Layer(\n  kernel={self.kernel},\n  bias={self.bias}\n)"
+
+
+class Rule:
+    """What can be called and is no tree."""
+
+    def __call__(self, params):
+        return matrices_only(params)
+
+
+LAYER = Layer(jnp.ones((2, 2)), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        matrices_only(LAYER),
+        Layer(True, False),
+        {"kernel": True, "bias": False},
+        matrices_only,
+        Rule(),
+        functools.partial(lambda least, params: jax.tree.map(lambda p: p.ndim >= least, params), 2),
+        jax.tree_util.Partial(lambda least, params: jax.tree.map(lambda p: p.ndim >= least, params), 2),
+    ],
+    ids=["made", "layer", "dictionary", "function", "object", "partial", "jax partial"],
+)
+def test_a_tree_that_can_be_called_is_a_tree(mask):
+    tx = adamw(0.1, weight_decay=0.5, weight_decay_mask=mask)
+    for params in (LAYER, {"kernel": LAYER.kernel, "bias": LAYER.bias}):
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        kernel, bias = (
+            (updates.kernel, updates.bias) if isinstance(updates, Layer) else map(updates.get, ("kernel", "bias"))
+        )
+        np.testing.assert_allclose(kernel, -0.05, rtol=1e-6)  # float32
+        np.testing.assert_array_equal(bias, 0)
+
+
+def test_a_tree_that_can_be_called_is_written_as_one():
+    assert "mask=<Layer>" in repr(add_l2_to_grad(0.5, Layer(True, False)))
+
+
+def test_nodes_without_parameters_may_have_a_flag():
+    params = {"a": jnp.ones(2), "none": None, "masked": optax.MaskedNode(), "empty": {}}
+    link = add_l2_to_grad(0.5, {"a": True, "none": True, "masked": False, "empty": True})
+    updates, _ = link.update(params, link.init(params), params)
+    np.testing.assert_array_equal(updates["a"], 1.5)
+    for nothing in ({}, (), {"a": None}, optax.MaskedNode()):
+        assert link.update(nothing, link.init(nothing), nothing)[0] == nothing
 
 
 @pytest.mark.parametrize("factory", [add_l2_to_grad, decoupled_weight_decay])

@@ -237,3 +237,61 @@ def test_maximize_negates_before_anything_else(factory):
     tx = factory(maximize=True, weight_decay=0.1)
     assert tx.links[0] == negate_grad()
     assert isinstance(tx, Chain)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize(
+    ("state_of", "tx", "message"),
+    [
+        (
+            adam(1e-3, weight_decay=0.1),
+            adamw(1e-3, weight_decay=0.1),
+            r"state\[0\] is EmptyState where moment_ratio keeps MomentRatioState",
+        ),
+        (sgd(0.1), sgd(0.1, momentum=0.9), "state is a tuple of EmptyState where this chain keeps a tuple of Scale"),
+        (
+            adam(1e-3),
+            adam(1e-3, amsgrad=True),
+            r"state\[0\].second is a tuple of MeanSquareState, BiasCorrectionState where moment_ratio keeps a tuple of Mean",
+        ),
+        (
+            sgd(0.1, momentum=0.9),
+            sgd(0.1, momentum=0.9, nesterov=True),
+            r"state\[0\] is ScaleByMomentumState where scale_by_nesterov keeps ScaleByNesterovState",
+        ),
+        (
+            sgd(0.1),
+            sgd(optax.constant_schedule(0.1)),
+            r"state\[0\] is EmptyState where scale_by_learning_rate keeps ScheduledState",
+        ),
+    ],
+)
+def test_a_state_of_another_chain_is_told(state_of, tx, message, jitted):
+    w = jnp.ones(2)
+    update = jax.jit(tx.update) if jitted else tx.update
+    with pytest.raises(
+        ValueError, match=f"Chain.update: state must be one that .*: {message}.*; linkax.chains.migrate"
+    ):
+        update(w, state_of.init(w), w)
+    wrapped = optax.MultiSteps(tx, 2)
+    with pytest.raises(ValueError, match="Chain.update: state must be one that this chain's init has made"):
+        wrapped.update(w, optax.MultiSteps(state_of, 2).init(w), w)
+
+
+def test_other_errors_stay_what_they_are():
+    def fails(updates, state, params=None):
+        raise ValueError("of its own")
+
+    tx = chain(optax.GradientTransformation(optax.init_empty_state, fails))
+    with pytest.raises(ValueError, match="^of its own$"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_chains_never_change():
+    tx = adam(1e-3)
+    with pytest.raises(AttributeError, match=r"Chain: 'learning_rate' cannot be set, .* tx.swap.* linkax.chains.live"):
+        tx.learning_rate = 1.0
+    assert tx._replace(init=tx.init) == tx == tx._make(tx)
+    other = tx._replace(update=optax.identity().update)
+    assert [link.name for link in other.links] == ["identity"]
+    assert repr(other) == "chain\n└─ identity()"

@@ -194,11 +194,11 @@ def test_integers_and_floats_in_closures_differ():
 
 
 def test_a_deleted_or_large_array_does_not_hinder():
-    array = jnp.ones(3)
+    array = jnp.ones(())
     array.delete()
-    assert hash(sgd(lambda count: array)) != 0
+    assert hash(sgd(lambda count: 0.1 * (array is not None))) != 0
     large = np.zeros(100_000)
-    assert sgd(lambda count: large) != sgd(lambda count: large)
+    assert sgd(lambda count: large[0]) != sgd(lambda count: large[0])
 
 
 def test_links_of_differently_decorated_factories_differ():

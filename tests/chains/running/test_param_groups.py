@@ -1,6 +1,8 @@
 """Groups of parameters: who belongs where, what a group sees, and what it costs to be frozen."""
 
+import dataclasses
 import pickle
+from typing import Any
 
 import chex
 import jax
@@ -10,6 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
 from linkax.chains import ablations, adam, adamw, chain, diff, param_groups, sgd
@@ -119,6 +122,10 @@ def test_a_parameter_without_a_gradient_stays():
         (lambda path, leaf: None, "got another one for body/bias (None), body/kernel (None), head/bias (None)"),
         ({**BY_TREE, "tail": "head"}, "got another one for no parameter; no parameter is at or below tail"),
         ({**BY_TREE, "body": {"weight": "body"}}, "no parameter is at or below body/weight"),
+        ({"body": "body", "head": {"bias": "head"}}, "got another one for head/kernel (None)"),
+        ({"body": 3, "head": "head"}, "got another one for body/bias (3), body/kernel (3)"),
+        (lambda path, leaf: ["body"], "got another one for body/bias (['body']), body/kernel (['body'])"),
+        ({}, "got another one for body/bias (None), body/kernel (None), head/bias (None), head/kernel (None)"),
     ],
 )
 def test_every_parameter_must_have_one_group_and_all_that_do_not_are_listed(labels, message):
@@ -228,3 +235,78 @@ def test_a_parameter_that_is_none_needs_no_label():
     params = {"body": jnp.ones(2), "head": None}
     tx = param_groups(GROUPS, {"body": "body", "head": "head"})
     assert tx.update(params, tx.init(params), params)[0]["head"] is None
+
+
+def test_what_nodes_labels_are_made_of_does_not_matter():
+    labels = {"body": {"kernel": "body", "bias": "head"}, "head": "head"}
+    frozen = FrozenDict(PARAMS)
+    state = nnx.State(jax.tree.map(nnx.Param, PARAMS))
+    full = {"body": labels["body"], "head": {"kernel": "head", "bias": "head"}}
+    made = nnx.State(jax.tree.map(nnx.Param, full))
+    expected = walk(param_groups(GROUPS, labels))
+    for params in (PARAMS, frozen, state):
+        for given in (
+            labels,
+            FrozenDict(labels),
+            full,
+            made,
+            lambda path, _: full[path.split("/")[0]][path.split("/")[1]],
+        ):
+            tx = param_groups(GROUPS, given)
+            grads = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(GRADS))
+            inner, now = tx.init(params), params
+            for _ in range(3):
+                updates, inner = tx.update(grads, inner, now)
+                now = optax.apply_updates(now, updates)
+            assert jax.tree.structure(now) == jax.tree.structure(params)
+            chex.assert_trees_all_equal(jax.tree.leaves(now), jax.tree.leaves(expected))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """As Equinox's modules are: a tree that can be called."""
+
+    body: Any
+    head: Any
+
+    def __call__(self, x):
+        raise AssertionError("a tree is not to be called")
+
+
+def test_modules_that_can_be_called_are_trees():
+    params, labels = Module(**PARAMS), Module(**BY_TREE)
+    expected = walk(param_groups(GROUPS, BY_TREE))
+    for given in (BY_TREE, by_path, labels):
+        tx = param_groups(GROUPS, given)
+        state, now = tx.init(params), params
+        for _ in range(3):
+            updates, state = jax.jit(tx.update)(Module(**GRADS), state, now)
+            now = optax.apply_updates(now, updates)
+        # (Compiled, sums may be rounded once less.)
+        chex.assert_trees_all_close({"body": now.body, "head": now.head}, expected, rtol=1e-6)
+    assert "Module(" in repr(tx)
+
+
+def test_groups_keep_their_own_precision():
+    """Optax's optimizers know nothing of float32 sums, so they are given parameters for which they make them."""
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    tx = param_groups({"body": optax.adam(0.1), "head": adam(0.1)}, BY_TREE)
+    state = tx.init(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype(jnp.float32)}
+    updates, after = tx.update(params, state, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+
+
+def test_whole_numbers_in_a_frozen_group():
+    params = {"body": jnp.arange(3), "head": jnp.ones(3)}
+    tx = param_groups({"body": optax.set_to_zero(), "head": adam(0.1)}, BY_TREE)
+    grads = jax.grad(lambda p: (p["body"] * p["head"]).sum(), allow_int=True)(params)
+    updates, _ = jax.jit(lambda: tx.update(grads, tx.init(params), params))()
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(new["body"], params["body"])
+    assert new["body"].dtype == params["body"].dtype
+    thawed = param_groups({"body": sgd(0.1), "head": adam(0.1)}, BY_TREE)
+    with pytest.raises(TypeError, match="chain: params must be floating-point or complex, got body of dtype int32"):
+        thawed.init(params)

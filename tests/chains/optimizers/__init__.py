@@ -118,3 +118,18 @@ def signature(tree: Any) -> Any:
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-12, message: str = "") -> None:
     """The default is for float64: the same arithmetic in another order, some tens of roundings of 1e-16 each."""
     chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance, custom_message=message)
+
+
+def by_hand(optimizer: Optimizer, changes: list[dict[str, Any]], params: Any, gradients: Any) -> Any:
+    """Parameters after steps with a chain built anew for every step, around the numbers that are to hold in it."""
+
+    @jax.jit
+    def step(numbers, params, state, gradient):
+        updates, state = optimizer(**numbers).update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer().init(params)
+    for index, numbers in enumerate(changes):
+        arrays = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in numbers.items()}
+        params, state = step(arrays, params, state, nth(gradients, index))
+    return params

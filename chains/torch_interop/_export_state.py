@@ -1,0 +1,195 @@
+"""The state of a chain for a PyTorch optimizer, by the parameters' names; the other way round, see `import_state`."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from linkax.transforms import Count, Gathered, Link, Moment
+
+from ..algebra._structure import StateArray, state_arrays
+from ._check_file import read_file
+from ._group import Group, chain_groups, check_kept
+from ._layouts import Layout
+from ._names import Names, refuse, torch_name, torch_params
+from ._reference import Reference, after, field_of, partners, reference_of
+from ._tensors import checked_steps
+
+
+def export_state(
+    tx: optax.GradientTransformation,
+    params: Any,
+    state: Any,
+    template: Any,
+    *,
+    names: Names = torch_name,
+    order: Sequence[str] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Makes the `state_dict` with which a PyTorch optimizer goes on where a chain was.
+
+    Args:
+        tx: The chain, whatever it is wrapped in. What wrappers keep for themselves stays behind, but half a step of
+            accumulated gradients is refused.
+        params: Its parameters.
+        state: Its state.
+        template: The PyTorch optimizer that is to go on, with its hyperparameters and groups; or its `state_dict`.
+        names: As for `import_state`.
+        order: As for `import_state`.
+        layouts: As for `import_state`.
+        steps: How many steps were taken, if the chain does not count them: RMSprop's and Adadelta's do not; PyTorch's
+            do, without making use of it.
+
+    Returns:
+        What `optimizer.load_state_dict` takes: of tensors if `template` is an optimizer, otherwise of NumPy arrays. The
+        hyperparameters are the template's. Moments are in PyTorch's units, whatever they were in.
+
+    Raises:
+        ValueError: If anything does not fit: parameters that one side lacks, shapes, another optimizer, groups that do
+            not correspond, moments that PyTorch has nothing like or no one step count for, gradients of a step that has
+            not been taken yet. All of it in one message.
+
+    Differences:
+        PyTorch loads a state of another optimizer, or of other shapes, and fails in the next step, or does not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.chains import adam
+        >>> from linkax.chains.torch_interop import export_state
+        >>> params = {"params": {"fc": {"kernel": jnp.ones((2, 3))}}}
+        >>> _, state = adam().update(params, adam().init(params), params)
+        >>> group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
+        >>> group |= {"params": [0], "param_names": ["fc.weight"]}
+        >>> moments = export_state(adam(), params, state, {"state": {}, "param_groups": [group]})["state"][0]
+        >>> moments["exp_avg"].shape, float(moments["step"])
+        ((3, 2), 1.0)
+
+    Source:
+        `torch.optim.Optimizer.load_state_dict`.
+    """
+    problems: list[str] = []
+    if steps is not None:
+        steps = checked_steps(steps, problems)
+    is_optimizer = hasattr(template, "param_groups") and hasattr(template, "state_dict")
+    target = template.state_dict() if is_optimizer else template
+    file = read_file("export_state: template", target, order, problems, with_values=False)
+    arrays = state_arrays("export_state: state", tx, state, params)
+    found = torch_params(params, names, layouts, file.groups, problems)
+    name = type(template).__name__ if is_optimizer else None
+    references = [
+        reference_of(f"PyTorch's group {index}", group, problems, name) for index, group in enumerate(file.hyperparams)
+    ]
+    problems += _half_done(arrays)
+    states: dict[str, dict[str, Any]] = {name: {} for name in file.keys}
+    for part in chain_groups(tx, arrays, params, found, problems):
+        reference = None if part.group is None else references[part.group]
+        has = {key for member in part.members for key in file.keys[member]}
+        fields = partners(part.arrays, reference, has, problems, is_export=True)
+        check_kept(part.arrays, problems)
+        count, has_begun = _count(part, reference, steps, problems)
+        scalars = _scalars(part, reference, count, problems)
+        early = reference is not None and reference.is_early
+        for array in part.arrays:
+            partner = fields.get(field_of(array))
+            param = None if array.param is None else found.get(array.param)
+            if partner is None or param is None or not (has_begun or early):
+                continue
+            value = param.to_torch(array.value)
+            states[param.name] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
+        for member in part.members if reference else ():
+            _check_kept(member, states[member], reference, problems)
+    if is_optimizer:
+        _check_shapes(template, states, problems)
+    refuse("export_state: template must fit the chain and the parameters", problems)
+    tensor = sys.modules["torch"].tensor if is_optimizer else np.asarray
+    indices = {name: key for group in file.groups for name, key in group.items()}
+    return {
+        "state": {
+            indices[name]: {key: tensor(value) for key, value in one.items()} for name, one in states.items() if one
+        },
+        "param_groups": target["param_groups"],
+    }
+
+
+def _half_done(arrays: Iterable[StateArray]) -> list[str]:
+    """What would be lost: gradients that a wrapper has gathered, and no optimizer has seen yet."""
+    found = dict.fromkeys(
+        array.name
+        for array in arrays
+        if isinstance(array.field, Moment) and array.field.if_unchanged and bool(jnp.any(array.value != 0))
+    )
+    return [
+        f"{name} holds gradients of a step that has not been taken yet, which PyTorch's optimizer has no place for: "
+        "export when a step has just been taken"
+        for name in found
+    ]
+
+
+def _count(part: Group, reference: Reference | None, steps: int | None, problems: list[str]) -> tuple[int, bool]:
+    """How many steps a group has taken, and whether it has taken any."""
+    counts = [array for array in part.arrays if isinstance(array.field, Count) and not array.field.of_calls]
+    # PyTorch's step is that of the moments. A wrapper may count more than what is inside; the innermost comes first.
+    of_moments = [array for array in counts if _keeps_moments(array.site.link)]
+    of_links = [array for array in counts if array.field.is_needed and not array.site.link.slots]
+    numbers = {array.name: int(array.value) for array in of_moments or of_links or counts[:1]}
+    if len(set(numbers.values())) > 1:
+        each = ", ".join(f"{name}: {number}" for name, number in numbers.items())
+        problems.append(f"the chain must count the same steps everywhere, because PyTorch has one number ({each})")
+    counted = max(numbers.values(), default=None)
+    if reference is not None and "step" in reference.numbers:
+        if counted is not None and steps is not None and counted != steps:
+            problems.append(f"steps is {steps}, but the chain has counted {counted}")
+        if counted is None and steps is None and reference.counts:
+            problems.append(f"steps must be given: the chain does not count them, and PyTorch's {reference.name} does")
+    count = next((one for one in (counted, steps) if one is not None), None)
+    return count or 0, count != 0
+
+
+def _keeps_moments(link: Link) -> bool:
+    return any(isinstance(field, Moment) and field.torch for field in link.fields.values())
+
+
+def _scalars(part: Group, reference: Reference | None, count: int, problems: list[str]) -> dict[str, Any]:
+    """What PyTorch keeps besides the moments."""
+    keeps = reference.numbers if reference else {"step"}
+    scalars: dict[str, Any] = {"step": np.asarray(count, np.float32)} if "step" in keeps else {}
+    for array in part.arrays:
+        if not isinstance(array.field, Gathered):
+            continue
+        if array.field.torch and (array.field.torch in keeps or reference is None):
+            scalars[array.field.torch] = array.field.from_torch(np.asarray(array.value))
+        elif "step" in keeps and reference is not None:
+            _check_follows(array, count, problems)
+    return scalars
+
+
+def _check_follows(array: StateArray, count: int, problems: list[str]) -> None:
+    """Refuses a number that is not what the steps make it, because PyTorch computes it from them."""
+    wanted, value = float(after(array, count, problems)), float(array.value)
+    # A sum in float32 strays by some 1e-7 of itself in each of the steps that still change it.
+    if abs(value - wanted) > 1e-3 * abs(wanted) + 1e-6:
+        problems.append(
+            f"{array.name} is {value:.6g}, but {wanted:.6g} after {count} steps, which is what PyTorch goes on with: "
+            "the moments it belongs to have begun anew, or have had another decay"
+        )
+
+
+def _check_kept(name: str, given: Mapping[str, Any], reference: Reference, problems: list[str]) -> None:
+    """What PyTorch does not check when it loads a state: which optimizer it is from."""
+    if given and given.keys() != reference.keeps:
+        has, needs = ", ".join(sorted(given)), ", ".join(sorted(reference.keeps)) or "nothing"
+        problems.append(f"the chain keeps {has} of {name}, but this {reference.name} keeps {needs}")
+
+
+def _check_shapes(optimizer: Any, states: Mapping[str, Mapping[str, Any]], problems: list[str]) -> None:
+    """Another thing that PyTorch does not check."""
+    names = iter(states)
+    for group in optimizer.param_groups:
+        for tensor, name in zip(group["params"], names):
+            for key, value in states[name].items():
+                if value.ndim and value.shape != tuple(tensor.shape):
+                    problems.append(f"{key} of {name} is {value.shape}, but its parameter {tuple(tensor.shape)}")

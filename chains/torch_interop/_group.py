@@ -1,0 +1,89 @@
+"""A chain's groups of parameters beside PyTorch's."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import optax
+
+from linkax.transforms import Link, Moment, Own
+
+from ..algebra._structure import Groups, StateArray, flatten, groups_of
+from ..running._live import Live
+from ._names import TorchParam
+from ._reference import line
+
+
+class Group(NamedTuple):
+    """The chain, or one of its groups of parameters."""
+
+    label: Groups
+    links: list[Link]  # one behind the other
+    arrays: list[StateArray]
+    is_injected: bool  # whether its numbers are kept in a state of optax.inject_hyperparams
+    members: list[str]  # PyTorch's names of its parameters
+    group: int | None  # PyTorch's group; none if there are several, or none of its parameters is in one
+
+
+def chain_groups(
+    tx: optax.GradientTransformation,
+    arrays: list[StateArray],
+    params: Any,
+    found: Mapping[tuple[str, ...], TorchParam],
+    problems: list[str],
+) -> list[Group]:
+    """The chain's groups, each of which must be one of PyTorch's."""
+    links = flatten("torch_interop: tx", tx)
+    group_of = groups_of(links, params)
+    kept = [array for array in arrays if _is_kept(array)]
+    every: list[Group] = []
+    taken: dict[int, str] = {}
+    for label in dict.fromkeys([*group_of.values(), *(array.site.groups for array in kept)]):
+        own = [array.param for array in kept if array.site.groups == label and array.param is not None]
+        paths = dict.fromkeys(own or [path for path, its in group_of.items() if its == label])
+        theirs = sorted({found[path].group for path in paths if path in found})
+        called = ".".join(label) or "the chain"
+        if len(theirs) > 1:
+            problems.append(f"the parameters of {called} are in several groups of PyTorch's, {theirs}")
+        for group in theirs:
+            if taken.setdefault(group, called) != called:
+                problems.append(f"the parameters of PyTorch's group {group} are in both {taken[group]} and {called}")
+        every.append(
+            Group(
+                label,
+                list(line(links, label)),
+                [array for array in arrays if array.site.groups == label],
+                any(
+                    isinstance(array.field, Own)
+                    and array.field.is_value
+                    and not isinstance(getattr(array.site.link.update, "_linkax", None), Live)
+                    and label[: len(array.site.groups)] == array.site.groups
+                    for array in arrays
+                ),
+                [found[path].name for path in paths if path in found],
+                theirs[0] if len(theirs) == 1 else None,
+            )
+        )
+    lacking = {array.param: str(array) for array in kept if array.param not in found}
+    problems += [f"PyTorch's optimizer has no parameter for {array}" for array in lacking.values()]
+    return every
+
+
+def _is_kept(array: StateArray) -> bool:
+    """Whether PyTorch has to have something for it: a moment, or what may be one."""
+    if array.param is None or array.site.link.is_opaque:
+        return False
+    if isinstance(array.field, Moment):
+        return not array.field.if_unchanged  # half a sum of gradients, say, which a wrapper keeps
+    return isinstance(array.field, Own) and not array.site.link.slots
+
+
+def check_kept(arrays: Iterable[StateArray], problems: list[str]) -> None:
+    """Refuses what PyTorch has nothing like, and what cannot be looked into."""
+    for array in arrays:
+        if array.site.link.is_opaque:
+            problems.append(
+                f"{array.site.link.name} holds something that cannot be looked into, so that nobody knows what its "
+                "state means; take Optax's own combinators, or leave it out"
+            )
+        elif _is_kept(array) and not (isinstance(array.field, Moment) and array.field.torch):
+            problems.append(f"PyTorch keeps nothing like {array.name}")

@@ -1,0 +1,221 @@
+"""Whether the hyperparameters that PyTorch's file has are those of the chain.
+
+No table says which of a link's numbers comes from which of PyTorch's: it is found by changing PyTorch's, and looking at
+what changes in the chain that does the same.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from linkax.transforms import Link
+from linkax.transforms._describe import describe
+from linkax.transforms._identity import identity_of
+
+from ._reference import Reference, build, line, sign_of, size_of
+from ._spec import argument_name
+
+_OTHERWISE = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # what is compared in a way of its own
+_NO_MORE = {"initial_accumulator_value"}  # what is of no importance once the first step has been taken
+
+
+class Named(NamedTuple):
+    """A link by its name, with what is abbreviated by another one in its place."""
+
+    name: str  # "second.mean_square"
+    link: Link
+    within: tuple[Link, ...] = ()  # the links that abbreviate it
+
+
+class Ours(NamedTuple):
+    """The chain, or one of its groups."""
+
+    links: Sequence[Link]  # one behind the other
+    live: Collection[tuple[Link, str]]  # the arguments of links that may be set at any time
+    is_injected: bool  # whether it is inside of optax.inject_hyperparams, where every number may be
+    twins: Sequence[tuple[Link, Link]]  # a link of the reference's, and ours whose moment is made from its
+
+    def is_live(self, link: Link, argument: str, within: tuple[Link, ...] = ()) -> bool:
+        """Whether an argument of a link may be set at any time."""
+        if self.is_injected and isinstance(link.hyperparams.get(argument), jax.Array):
+            return True
+        return (link, argument) in self.live or any(one in within for one, _ in self.live)
+
+    @property
+    def has_live_rate(self) -> bool:
+        """Whether the learning rate may be among what is live."""
+        return self.is_injected or any(link.sets_sign for link, _ in self.live)
+
+
+def compare_hyperparams(ours: Ours, reference: Reference, where: str, problems: list[str], warnings: list[str]) -> None:
+    """Adds what contradicts the chain to the problems, and what may be meant to the warnings.
+
+    Args:
+        ours: The chain.
+        reference: What PyTorch's group does.
+        where: What the group is called.
+        problems: Where contradictions go.
+        warnings: Where other learning rates and weight decays go.
+    """
+    theirs = reference.hyperparams
+    if list(ours.links) == list(line(reference.links)):
+        return
+    up, ours_up = (sign_of(line(links)) for links in (reference.links, ours.links))
+    if "maximize" in theirs and up is not None and ours_up is not None and up != ours_up:
+        problems.append(
+            f"maximize is {theirs['maximize']} in {where}, but the chain goes {'downhill' if ours_up < 0 else 'uphill'}"
+        )
+    if "lr" in theirs and not ours.has_live_rate:
+        (rate, unknown), (our_rate, our_unknown) = size_of(line(reference.links)), size_of(ours.links)
+        if unknown == our_unknown and not _are_same(rate, our_rate):
+            warnings.append(f"lr is {describe(float(rate))} in {where}, and {describe(float(our_rate))} in the chain")
+    if "weight_decay" in theirs and (decay := _other_decay(ours, reference)) is not None:
+        warnings.append(f"weight_decay is {_decay_text(reference)} in {where}, and {decay} in the chain")
+    for key in sorted(theirs.keys() - _OTHERWISE - _NO_MORE):
+        if (difference := _difference(ours, reference, key)) is not None:
+            problems.append(f"{key} is {theirs[key]} in {where}, but the chain has {difference}")
+
+
+def _decaying(links: Iterable[Link]) -> dict[str, Named]:
+    return {name: one for name, one in _named(links).items() if "weight_decay" in one.link.hyperparams}
+
+
+def _decay_text(reference: Reference) -> str:
+    """PyTorch's weight decay, and what it is called here."""
+    names = _decaying(line(reference.links)) if reference.hyperparams["weight_decay"] else {}
+    return f"{reference.hyperparams['weight_decay']}" + "".join(f" ({name})" for name in names)
+
+
+def _other_decay(ours: Ours, reference: Reference) -> str | None:
+    """The chain's weight decay, if it is another one than PyTorch's or stands elsewhere."""
+    mine, theirs = _decaying(ours.links), _decaying(line(reference.links))
+    value = reference.hyperparams["weight_decay"]
+    decays = {name: one.link.hyperparams["weight_decay"] for name, one in mine.items()}
+    if any(_is_unknown(decay) or ours.is_live(mine[name].link, "weight_decay") for name, decay in decays.items()):
+        return None
+    # Adam's and AdamW's state_dicts of older versions do not tell which of the two they are.
+    is_told = "betas" not in reference.hyperparams or "decoupled_weight_decay" in reference.hyperparams
+    if value == 0:
+        is_same = all(_are_same(0.0, decay) for decay in decays.values())
+    else:
+        is_same = any(
+            _are_same(value, decay) and (name in theirs or mine[name].link.is_foreign or not is_told)
+            for name, decay in decays.items()
+        )
+    return None if is_same else ", ".join(repr(one.link) for one in mine.values()) or "0"
+
+
+def _difference(ours: Ours, reference: Reference, key: str) -> str | None:
+    """What the chain has instead of what one of PyTorch's hyperparameters makes; `None` if it has that."""
+    theirs, mine = _named(line(reference.links)), _named(ours.links)
+    for name, value, changed in _variants(reference.hyperparams, key):
+        try:
+            other = _named(line(build(reference.name, changed).links))
+        except (TypeError, ValueError):  # such as nesterov without momentum
+            continue
+        for link in sorted(theirs.keys() - other.keys() - mine.keys()):
+            if (found := _instead(ours, theirs[link].link, {key: value, name: value}, missing=link)) is not None:
+                return found
+        for link in sorted((other.keys() - theirs.keys()) & mine.keys()):
+            return repr(mine[link].link)
+        for link in sorted(theirs.keys() & other.keys()):
+            # Of several arguments that one number gives, the first is what it is; the others, such as the dampening of
+            # an average, only say in which units, and moments are converted.
+            argument = next(iter(_changed(theirs[link].link, other[link].link)), None)
+            if argument is None:
+                continue
+            wanted = theirs[link].link.hyperparams[argument]
+            if link not in mine:
+                found = _instead(ours, theirs[link].link, {name: value}, {argument: wanted})
+                if found is not None:
+                    return found
+            elif not _agree(ours, mine[link], argument, wanted):
+                return f"{argument}={describe(mine[link].link.hyperparams.get(argument))} in {link}"
+    return None
+
+
+def _agree(ours: Ours, one: Named, argument: str, wanted: Any) -> bool:
+    """Whether a link of the chain has a value, or has one that may be set while training runs."""
+    return ours.is_live(one.link, argument, one.within) or _are_same(wanted, one.link.hyperparams.get(argument))
+
+
+def _variants(hyperparams: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """What our factories call a hyperparameter, its value, and the same hyperparameters with another one for it."""
+    value = hyperparams[key]
+    if isinstance(value, list | tuple):  # the betas
+        for index, one in enumerate(value):
+            for other in _others(one):
+                yield f"b{index + 1}", one, {**hyperparams, key: [*value[:index], other, *value[index + 1 :]]}
+    else:
+        for other in _others(value):
+            yield argument_name(key), value, {**hyperparams, key: other}
+
+
+def _others(value: Any) -> list[Any]:
+    if isinstance(value, bool):
+        return [not value]
+    if not isinstance(value, int | float):
+        return []
+    return [0.5] if value == 0 else [0.0, value / 2]
+
+
+def _named(links: Iterable[Link]) -> dict[str, Named]:
+    """All links by name."""
+    return {one.name: one for one in _each(links)}
+
+
+def _each(links: Iterable[Link], prefix: str = "", within: tuple[Link, ...] = ()) -> Iterator[Named]:
+    seen: dict[str, int] = {}
+    for link in links:
+        if link.definition is not None:
+            yield from _each(link.definition.links, prefix, (*within, link))
+            continue
+        seen[link.name] = seen.get(link.name, 0) + 1
+        yield Named(prefix + link.name + (f" ({seen[link.name]})" if seen[link.name] > 1 else ""), link, within)
+        for name, slot in link.slots.items():
+            yield from _each(line(slot.links), f"{prefix}{name}.", within)
+
+
+def _changed(link: Link, other: Link) -> list[str]:
+    """The arguments in which two links of one factory differ."""
+    held = link.holders()
+    return [
+        name
+        for name, value in link.hyperparams.items()
+        if name not in held and identity_of(value) != identity_of(other.hyperparams.get(name))
+    ]
+
+
+def _instead(
+    ours: Ours, theirs: Link, own: Mapping[str, Any], inner: Mapping[str, Any] | None = None, missing: str = ""
+) -> str | None:
+    """What the chain has in place of a link that it has not by that name, if it differs; `missing` is that name.
+
+    Optax's transformations have other names. The arguments tell, where they are called alike: the hyperparameter's own
+    names, and for a link that keeps the same moment those of the argument that it is in ours.
+    """
+    every = list(_named(ours.links).values())
+    twins = [one for one in every if any(link == theirs and mine == one.link for link, mine in ours.twins)]
+    wanted = {**own, **(inner or {})} if twins else own
+    for one in twins or [one for one in every if one.link.is_foreign]:
+        for argument, value in wanted.items():
+            if argument in one.link.hyperparams:
+                return None if _agree(ours, one, argument, value) else repr(one.link)
+    if not missing or any(one.link.is_foreign for one in twins):
+        return None
+    return ", ".join(repr(one.link) for one in twins) or f"no {missing}"
+
+
+def _is_unknown(value: Any) -> bool:
+    return callable(value) or isinstance(value, jax.core.Tracer)
+
+
+def _are_same(theirs: Any, ours: Any) -> bool:
+    """Whether two values are the same; what is not known yet, or changes, does not contradict anything."""
+    if _is_unknown(theirs) or _is_unknown(ours):
+        return True
+    if theirs is None or ours is None or isinstance(theirs, str | bool) or isinstance(ours, str | bool):
+        return theirs == ours
+    return math.isclose(float(theirs), float(ours), rel_tol=1e-6)  # ours may be an array in float32

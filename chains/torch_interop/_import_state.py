@@ -1,0 +1,335 @@
+"""The state of a PyTorch optimizer in a chain, by the parameters' names.
+
+What the arrays of a state mean, their links say; what PyTorch's mean, the chain says that does what PyTorch's optimizer
+does. Where the two are the same quantity in other units, the arrays are converted; where they are not, or nothing says
+so, nothing is guessed.
+"""
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from linkax.transforms import Count, Gathered, Link, Own
+
+from ..algebra._structure import Groups, StateArray, flatten, part_at, state_arrays, with_arrays
+from ..running._live import _live_already as live_already
+from ._check_file import TorchFile, read_file
+from ._group import Group, chain_groups, check_kept
+from ._hyperparams import Ours, compare_hyperparams
+from ._layouts import Layout
+from ._names import Names, TorchParam, refuse, torch_name, torch_params
+from ._reference import Fields, Reference, after, field_of, partners, reference_of, sign_of
+from ._tensors import as_number, checked_steps
+
+
+def import_state(
+    tx: optax.GradientTransformation,
+    params: Any,
+    state_dict: Mapping[str, Any],
+    *,
+    names: Names = torch_name,
+    order: Sequence[str] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    steps: int | None = None,
+) -> Any:
+    """Makes the state of a chain from that of a PyTorch optimizer, so that training goes on where it was.
+
+    Every moment, buffer, running maximum and step count is taken over, parameter by parameter, by name. What it means
+    the links say (`Moment`, `Count` and `Gathered` in `@link(..., state=...)`), and what PyTorch's means the
+    hyperparameters in the file: where the two are the same quantity in other units, such as a momentum in front of the
+    learning rate and one behind it, it is converted, and everything else is refused.
+
+    Args:
+        tx: The chain, such as `from_torch` makes it, or any other that keeps the same things, links of one's own and
+            Optax's optimizers among them, in whatever wrappers. What these keep for themselves (accumulated gradients,
+            values that are live) begins anew.
+        params: The parameters, already those of PyTorch's model (`import_params`).
+        state_dict: What `optimizer.state_dict()` gave, with tensors or arrays; a file of it is read by
+            `torch.load(path, weights_only=True)`.
+        names: From the parameters' paths to their names in PyTorch: a function, or a dictionary.
+        order: The parameters' names in the order in which the optimizer got them. Only if it was not made from
+            `model.named_parameters()`, which lets PyTorch keep the names itself.
+        layouts: How to turn the elements of the parameters at some paths, or at all that match a pattern:
+            `{"params/*/c_attn/kernel": HF_CONV1D}`. By default, a Flax `kernel` of two or more dimensions is that of a
+            linear layer or a convolution, and everything else is as it is in PyTorch.
+        steps: How many steps PyTorch has taken, if its state does not say so: SGD's does not, and a schedule needs it.
+
+    Returns:
+        The chain's state, with memory of its own.
+
+    Raises:
+        ValueError: If anything does not fit, all of it in one message: a file that is broken; parameters that one side
+            lacks; shapes; a state of another optimizer; groups that do not correspond; different step counts in a
+            group, or none where something needs it; hyperparameters that contradict the chain's.
+
+    Warns:
+        UserWarning: If the file has another learning rate or weight decay than the chain; if a kernel's layout was left
+            to the default, and that of others of its kind was not; if something starts anew of which nothing is known.
+
+    Differences:
+        PyTorch's `load_state_dict` takes the hyperparameters from the file, and goes by the order of the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from linkax.chains import adam
+        >>> from linkax.chains.torch_interop import import_state
+        >>> moments = {"step": 7.0, "exp_avg": np.ones((3, 2)), "exp_avg_sq": np.ones((3, 2))}
+        >>> state_dict = {"state": {0: moments}, "param_groups": [{"params": [0], "param_names": ["fc.weight"]}]}
+        >>> params = {"params": {"fc": {"kernel": jnp.ones((2, 3))}}}
+        >>> momentum, _ = import_state(adam(), params, state_dict)[0].first
+        >>> momentum.mu["params"]["fc"]["kernel"].shape, int(momentum.count)
+        ((2, 3), 7)
+
+    Source:
+        `torch.optim.Optimizer.state_dict`.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    if steps is not None:
+        steps = checked_steps(steps, problems)
+    file = read_file("import_state: state_dict", state_dict, order, problems)
+    fresh = tx.init(params)
+    arrays = state_arrays("import_state: tx", tx, fresh, params)
+    found = torch_params(params, names, layouts, file.groups, problems)
+    references = [
+        reference_of(f"PyTorch's group {index}", group, problems) for index, group in enumerate(file.hyperparams)
+    ]
+    links = flatten("import_state: tx", tx)
+    live = {(part_at(links, path), argument) for (path, argument), _ in live_already(links)}
+    values: dict[Any, Any] = {}
+    ages: dict[Groups, _Age] = {}
+    parts = chain_groups(tx, arrays, params, found, problems)
+    placed = {name for part in parts for name in part.members}
+    known = {param.name for param in found.values()}  # the others are problems already
+    idle = [name for name, keys in file.keys.items() if keys and name in known - placed]
+    problems += [f"{name} has a state, but the chain keeps none for it" for name in idle]
+    for part in parts:
+        reference = None if part.group is None else references[part.group]
+        has = {key for name in part.members for key in file.keys[name]}
+        fields = partners(part.arrays, reference, has, problems)
+        check_kept(part.arrays, problems)
+        if reference is not None:
+            _compare(part, fields, reference, live, problems, notes)
+        values |= _moments(part, fields, reference, found, file, steps is not None, problems)
+        age = ages[part.label] = _age(part, reference, fields, file, steps, problems)
+        values |= _numbers(part.arrays, age, reference, part.members, file, problems)
+    values |= _around(arrays, ages, problems)
+    refuse("import_state: the state must fit the chain and the parameters", problems)
+    if any(age.has_begun for age in ages.values()):
+        notes += _restarting(arrays)
+    for note in dict.fromkeys(notes):
+        warnings.warn(f"import_state: {note}", stacklevel=2)
+    return with_arrays("import_state: tx", tx, fresh, values, params)
+
+
+class _Age(NamedTuple):
+    """How far PyTorch has come with a group."""
+
+    steps: int | None  # that it has taken, if anything says so
+    has_begun: bool
+
+
+def _compare(
+    part: Group,
+    fields: Fields,
+    reference: Reference,
+    live: Collection[tuple[Link, str]],
+    problems: list[str],
+    notes: list[str],
+) -> None:
+    """Compares the hyperparameters of a group with PyTorch's."""
+    twins = []
+    for array in part.arrays:
+        partner = fields.get(field_of(array))
+        if partner is None or not partner.is_known:
+            continue
+        twins.append((reference.moments[partner.key].site.link, array.site.link))
+        if partner.factor < 0 and sign_of(part.links) is None:
+            problems.append(
+                f"{array.name} has another sign than PyTorch's {partner.key}, and nothing tells whether it must"
+            )
+    ours = Ours(part.links, live, part.is_injected, list(dict.fromkeys(twins)))
+    compare_hyperparams(ours, reference, f"PyTorch's group {part.group}", problems, notes)
+
+
+def _moments(
+    part: Group,
+    fields: Fields,
+    reference: Reference | None,
+    found: Mapping[tuple[str, ...], TorchParam],
+    file: TorchFile,
+    has_steps: bool,
+    problems: list[str],
+) -> dict[Any, Any]:
+    """The moments of a group, from PyTorch's."""
+    _check_keys(part, fields, reference, file, has_steps, problems)
+    values: dict[Any, Any] = {}
+    for array in part.arrays:
+        partner = fields.get(field_of(array))
+        param = None if array.param is None else found.get(array.param)
+        if partner is None or param is None or (given := file.states[param.name].get(partner.key)) is None:
+            continue
+        what = f"{partner.key} of {param.name}"
+        value = param.to_jax(what, np.asarray(given), problems)
+        if value is None:
+            continue
+        if _is_of_squares(array) and min(value.real.min(initial=0), value.imag.min(initial=0)) < 0:
+            problems.append(f"{what} must not be negative, because it is the {array.quantity}")
+        values[array.place] = _filled(what, value, partner.factor, array.value, problems)
+    return values
+
+
+def _check_keys(
+    part: Group,
+    fields: Fields,
+    reference: Reference | None,
+    file: TorchFile,
+    has_steps: bool,
+    problems: list[str],
+) -> None:
+    """Whether PyTorch's state has for every parameter what the chain keeps, and nothing else."""
+    if any(
+        array.site.link.is_opaque for array in part.arrays
+    ):  # nobody knows what it keeps, which is a problem already
+        return
+    numbers = {"step"} | {array.field.torch for array in part.arrays if isinstance(array.field, Gathered)}
+    wanted = {partner.key for partner in fields.values() if partner is not None}
+    needed = wanted | (numbers & reference.numbers if reference else set()) - ({"step"} if has_steps else set())
+    # What has a place, but another meaning there, is a problem already.
+    misplaced = set(reference.moments) - wanted if reference and None in fields.values() else set()
+    for name in part.members:
+        if not file.keys[name]:  # PyTorch makes the state in a parameter's first step
+            continue
+        if missing := sorted(needed - file.keys[name]):
+            problems.append(f"the state of {name} has no {', '.join(missing)}")
+        if extra := sorted(file.keys[name] - wanted - numbers - misplaced):
+            problems.append(f"the state of {name} has {', '.join(extra)}, for which the chain has no place")
+
+
+def _is_of_squares(array: StateArray) -> bool:
+    return array.quantity.startswith(("mean square", "sum of squares", "maximum of"))
+
+
+def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: list[str]) -> Any:
+    """A moment of PyTorch's in our units, as an array like the one that is there, with memory of its own."""
+    dtype = np.dtype(like.dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        problems.append(f"{what} has no place in an array of {dtype}")
+        return like
+    if factor != 1:
+        value = value.astype(np.result_type(value, np.float64)) * factor
+    with np.errstate(over="ignore", invalid="ignore"):
+        new = value.astype(dtype)  # a copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory
+    if not np.isfinite(new).all():
+        problems.append(f"{what} has numbers that {dtype} is too small for")
+    if isinstance(like, jax.Array) and like.committed:
+        return jax.device_put(new, like.sharding)
+    return jnp.asarray(new)
+
+
+def _age(
+    part: Group,
+    reference: Reference | None,
+    fields: Fields,
+    file: TorchFile,
+    steps: int | None,
+    problems: list[str],
+) -> _Age:
+    """How many steps PyTorch has taken with a group, if its state or the caller says so."""
+    begun = [name for name in part.members if file.keys[name]]
+    told = _common("step", begun, file, problems)
+    keeps = reference.keeps if reference else {partner.key for partner in fields.values() if partner is not None}
+    if told is None and not begun and keeps and ("step" in keeps or not file.has_begun):
+        told = 0  # PyTorch makes the state in the first step
+    if told is not None and steps is not None and told != steps and (begun or not file.has_begun):
+        problems.append(f"steps is {steps}, but PyTorch has taken {told:g}")
+    return _Age(steps if told is None else int(told), bool(begun))
+
+
+def _common(key: str, names: list[str], file: TorchFile, problems: list[str]) -> float | None:
+    """The number that all parameters of a group have in common, or `None` if they have none."""
+    given = {name: file.states[name][key] for name in names if key in file.states[name]}
+    every = {name: as_number(f"{key} of {name}", value, problems) for name, value in given.items()}
+    numbers = {name: number for name, number in every.items() if number is not None}
+    if len(set(numbers.values())) > 1:
+        each = ", ".join(f"{name}: {number:g}" for name, number in numbers.items())
+        problems.append(f"the parameters of a group must have the same {key}, a chain has one for all of them ({each})")
+    return next(iter(numbers.values()), None)
+
+
+def _numbers(
+    arrays: list[StateArray],
+    age: _Age,
+    reference: Reference | None,
+    members: list[str],
+    file: TorchFile,
+    problems: list[str],
+) -> dict[Any, Any]:
+    """The counts of a group, and the numbers that follow from them."""
+    values: dict[Any, Any] = {}
+    missing: list[str] = []
+    begun = [name for name in members if file.keys[name]]
+    # Where PyTorch's optimizer counts no steps, what the same link counts makes no difference.
+    needless = {array.site.link for array in arrays if reference and _does_without(array.site.link, reference)}
+    for array in arrays:
+        if isinstance(array.field, Gathered) and array.field.torch:
+            given = _common(array.field.torch, begun, file, problems)
+            if given is not None:
+                values[array.place] = jnp.asarray(array.field.from_torch(given), array.value.dtype)
+                continue
+        if not isinstance(array.field, Count | Gathered):
+            continue
+        if age.steps is not None:
+            values[array.place] = after(array, age.steps, problems)
+        elif isinstance(array.field, Count) and (not array.field.is_needed or array.site.link in needless):
+            values[array.place] = jnp.asarray(int(age.has_begun), array.value.dtype)
+        elif array.site.link not in needless:
+            missing.append(array.name)
+    if missing and not (
+        reference and begun and "step" in reference.numbers
+    ):  # a state that lacks it is a problem already
+        whose = reference.name if reference else "optimizer"
+        problems.append(f"steps must be given: PyTorch's {whose} does not count them, and {', '.join(missing)} does")
+    return values
+
+
+def _does_without(link: Link, reference: Reference) -> bool:
+    return "step" not in reference.numbers and link in reference.links
+
+
+def _around(arrays: Iterable[StateArray], ages: Mapping[Groups, _Age], problems: list[str]) -> dict[Any, Any]:
+    """The counts of what stands around groups, and counts with them."""
+    values: dict[Any, Any] = {}
+    for array in arrays:
+        groups = array.site.groups
+        if groups in ages or not isinstance(array.field, Count | Gathered):
+            continue
+        inside = [age for label, age in ages.items() if label[: len(groups)] == groups]
+        told = {age.steps for age in inside}
+        known = [steps for steps in told if steps is not None]
+        if len(told) == 1 and known:
+            values[array.place] = after(array, known[0], problems)
+        elif isinstance(array.field, Count) and not array.field.is_needed:
+            values[array.place] = jnp.asarray(max(known, default=int(any(age.has_begun for age in inside))), jnp.int32)
+        elif told:
+            problems.append(
+                f"steps must be given, one number for all groups: {array.name} counts for all of them, and PyTorch has "
+                f"taken {', '.join('an unknown number' if one is None else str(one) for one in told)}"
+            )
+    return values
+
+
+def _restarting(arrays: Iterable[StateArray]) -> list[str]:
+    """What starts anew though training goes on, because nothing is known of it."""
+    return [
+        f"{array.name} starts anew, because nothing is known of what it means (@link(..., state=...) says so)"
+        for array in arrays
+        if isinstance(array.field, Own)
+        and array.field_path not in array.site.link.fields
+        and (array.param is not None or not array.site.link.slots)
+    ]

@@ -1,0 +1,169 @@
+"""How PyTorch lays out the elements of a parameter, and which parameters need to be told."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Layout(NamedTuple):
+    """How to turn an array of one framework into the other's: a kernel, and in the same way its moments.
+
+    Ready ones are `IDENTITY`, `LINEAR`, `CONV`, `CONV_TRANSPOSE`, `CONV_TRANSPOSE_KERNEL` and `HF_CONV1D`.
+
+    Attributes:
+        to_jax: From PyTorch's NumPy array to Flax's.
+        to_torch: The inverse.
+
+    Example:
+        >>> import numpy as np
+        >>> from linkax.chains.torch_interop import Layout
+        >>> heads = Layout(lambda w: w.T.reshape(8, 2, 4), lambda w: w.reshape(8, 8).T)
+        >>> heads.to_torch(heads.to_jax(np.ones((8, 8)))).shape
+        (8, 8)
+    """
+
+    to_jax: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+Layouts = Mapping[str, Layout]
+"""Layouts by the paths of parameters, or by patterns of paths, such as `"params/*/c_attn/kernel"`."""
+
+
+def _flipped(w: np.ndarray) -> np.ndarray:
+    """Turned around in all dimensions but the last two."""
+    return np.flip(w, tuple(range(w.ndim - 2)))
+
+
+IDENTITY = Layout(lambda w: w, lambda w: w)
+"""The same elements in the same order: biases, norms, embeddings, and kernels that a module keeps as PyTorch does."""
+
+LINEAR = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda w: np.moveaxis(w, (-1, -2), (0, 1)))
+"""`torch.nn.Linear`, (out, in), in `flax.linen.Dense`, (in, out)."""
+
+CONV = LINEAR
+"""`torch.nn.Conv1d` to `Conv3d`, (out, in, *space), in `flax.linen.Conv`, (*space, in, out); also with groups."""
+
+CONV_TRANSPOSE = Layout(
+    lambda w: _flipped(np.moveaxis(w, (0, 1), (-2, -1))), lambda w: np.moveaxis(_flipped(w), (-2, -1), (0, 1))
+)
+"""`torch.nn.ConvTranspose1d` to `3d`, (in, out, *space), in `flax.linen.ConvTranspose`, (*space, in, out): Flax slides
+the kernel as it is, PyTorch turned around."""
+
+CONV_TRANSPOSE_KERNEL = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda w: np.moveaxis(w, (-1, -2), (0, 1)))
+"""`torch.nn.ConvTranspose1d` to `3d`, (in, out, *space), in `flax.linen.ConvTranspose(transpose_kernel=True)`,
+(*space, out, in)."""
+
+HF_CONV1D = IDENTITY
+"""Hugging Face's `Conv1D` (GPT-2), (in, out), in `flax.linen.Dense`, (in, out); in their `FlaxConv1D`, (out, in), it is
+`LINEAR`."""
+
+_READY = {
+    "IDENTITY": IDENTITY,
+    "LINEAR": LINEAR,
+    "CONV": CONV,
+    "CONV_TRANSPOSE": CONV_TRANSPOSE,
+    "CONV_TRANSPOSE_KERNEL": CONV_TRANSPOSE_KERNEL,
+}
+
+
+def default_layout(path: str, shape: tuple[int, ...]) -> Layout:
+    """The layout of a parameter of which nothing is said."""
+    return CONV if path.rpartition("/")[2] == "kernel" and len(shape) >= 2 else IDENTITY
+
+
+def given_layout(layouts: Layouts, path: str, problems: list[str]) -> Layout | None:
+    """The layout that was given for a path: its own, or that of the pattern that it matches."""
+    if path in layouts:
+        return layouts[path]
+    matching = [pattern for pattern in layouts if fnmatch.fnmatchcase(path, pattern)]
+    if len({layouts[pattern] for pattern in matching}) > 1:
+        problems.append(f"layouts has different ones for {path}: {', '.join(matching)}")
+    return layouts[matching[0]] if matching else None
+
+
+def unused_layouts(layouts: Layouts, paths: Sequence[str]) -> list[str]:
+    """The paths and patterns that stand for no parameter."""
+    return [one for one in layouts if one not in paths and not fnmatch.filter(paths, one)]
+
+
+def fitting_layouts(theirs: tuple[int, ...], ours: tuple[int, ...]) -> list[str]:
+    """The ready layouts that turn an array of PyTorch's shape into one of ours."""
+    names = [name for name in _READY if name == "IDENTITY" or len(theirs) >= 2]
+    if len(theirs) == 2:  # without space, the others are these two
+        names = ["IDENTITY", "LINEAR"]
+    elif "LINEAR" in names:
+        names.remove("LINEAR")
+    return [name for name in names if _shape(_READY[name].to_jax, theirs) == ours]
+
+
+def untold_siblings(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Layout]) -> list[str]:
+    """A warning for kernels that were left to the default, though modules like theirs were given another layout.
+
+    Where both layouts fit, as they do for square kernels, nothing but the modules around them tells which is right.
+    """
+    others = {path: layout for path, layout in given.items() if layout != default_layout(path, shapes[path])}
+    found: dict[str, str] = {}
+    for path, shape in shapes.items():
+        if path in given or len(shape) < 2:
+            continue
+        default = _shape(default_layout(path, shape).to_torch, shape)
+        for told, layout in others.items():
+            if _are_siblings(path, told) and _shape(layout.to_torch, shape) == default:
+                found[path] = told
+                break
+    if not found:
+        return []
+    told = ", ".join(dict.fromkeys(found.values()))
+    return [
+        f"{', '.join(found)} went by the default layout, though {told} had to be given another one, and both fit: give "
+        "all of them theirs with the argument layouts, by a pattern such as "
+        f"{_pattern([*found, *found.values()])!r}"
+    ]
+
+
+def _shape(convert: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that a conversion makes of another; it may be the user's, and refuse."""
+    try:
+        return np.shape(convert(np.broadcast_to(np.zeros((), np.int8), shape)))
+    except Exception:
+        return None
+
+
+def _are_siblings(path: str, other: str) -> bool:
+    """Whether two parameters are the same one of modules of one kind: alike but for numbers, or of one name."""
+    if path.rpartition("/")[2] != other.rpartition("/")[2]:
+        return False
+    return _unnumbered(path) == _unnumbered(other) or _unnumbered(_module(path)) == _unnumbered(_module(other)) != ""
+
+
+def _module(path: str) -> str:
+    """The name of the module that a parameter belongs to."""
+    return path.rpartition("/")[0].rpartition("/")[2]
+
+
+def _unnumbered(text: str) -> str:
+    return re.sub(r"[_.]?\d+", "", text)
+
+
+def _pattern(paths: Sequence[str]) -> str:
+    """A pattern for modules of one name."""
+    modules = {_module(path) for path in paths}
+    leaf = paths[0].rpartition("/")[2]
+    name = modules.pop() if len(modules) == 1 else f"{_unnumbered(modules.pop())}*"
+    return f"*/{name}/{leaf}"
+
+
+def as_layouts(layouts: Any, problems: list[str]) -> Layouts:
+    """The argument, with what is no layout left out and added to the problems."""
+    if layouts is None:
+        return {}
+    if not isinstance(layouts, Mapping):
+        problems.append(f"layouts must be a dictionary from paths to layouts, got {layouts!r}")
+        return {}
+    wrong = {path: one for path, one in layouts.items() if not isinstance(path, str) or not isinstance(one, Layout)}
+    problems += [f"layouts must have a Layout for {path!r}, got {one!r}" for path, one in wrong.items()]
+    return {path: one for path, one in layouts.items() if path not in wrong}

@@ -1,0 +1,186 @@
+"""PyTorch's own optimizer, as the chain that does the same: what the arrays of its state mean, and in which units."""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from linkax.transforms import Count, Gathered, Link, Moment, Stream
+from linkax.transforms._link import through
+
+from ..algebra._structure import Groups, StateArray, state_arrays
+from ..running._migrate import _factor as factor_between
+from ._spec import class_of, from_torch, is_early, is_known, kept_keys, known_hyperparams
+
+
+class Reference(NamedTuple):
+    """What PyTorch's optimizer is, in our words."""
+
+    name: str  # its class's
+    links: tuple[Link, ...]
+    hyperparams: Mapping[str, Any]
+    moments: Mapping[str, StateArray]  # what it keeps of a parameter, by PyTorch's names
+    numbers: frozenset[str]  # what else it keeps: the step, NAdam's product
+    is_early: bool  # whether its state is there before the first step
+    counts: bool  # whether its updates depend on the step
+
+    @property
+    def keeps(self) -> set[str]:
+        """All that it keeps of every parameter."""
+        return {*self.moments, *self.numbers}
+
+
+def reference_of(
+    where: str, group: Mapping[str, Any], problems: list[str], name: str | None = None
+) -> Reference | None:
+    """The reference for one of PyTorch's groups; `None` if its class, by name or by what it has, is none of ours."""
+    name = class_of(group) if name is None or not is_known(name) else name
+    if name is None:
+        return None
+    try:
+        hyperparams = known_hyperparams(name, group)
+        tx = build(name, hyperparams)
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's own for a tensor of several numbers
+        problems.append(f"{where} must have hyperparameters of {name}: {str(error).removeprefix('from_torch: ')}")
+        return None
+    dummy = {"w": jnp.zeros(1)}
+    arrays = state_arrays(where, tx, tx.init(dummy), dummy)
+    keys = kept_keys(name)
+    moments = {
+        next(key for key in array.field.torch if key in keys): array
+        for array in arrays
+        if isinstance(array.field, Moment)
+    }
+    fields = [array.field for array in arrays]
+    gathered = {field.torch for field in fields if isinstance(field, Gathered)}
+    counts = any(isinstance(field, Gathered) or (isinstance(field, Count) and field.is_needed) for field in fields)
+    numbers = frozenset((gathered | {"step"}).intersection(keys))
+    return Reference(name, tx.links, hyperparams, moments, numbers, is_early(name), counts)
+
+
+def build(name: str, hyperparams: Mapping[str, Any]) -> Any:
+    """The chain for a class's name and hyperparameters."""
+    return from_torch((name, hyperparams), learning_rate=hyperparams.get("lr"))
+
+
+class Partner(NamedTuple):
+    """What PyTorch has for an array of ours."""
+
+    key: str
+    factor: float  # what PyTorch's is multiplied by
+    is_known: bool  # whether the reference says so, not only the name
+
+
+Fields = Mapping[tuple[Groups, str, tuple[Any, ...]], Partner | None]
+"""PyTorch's partners of the fields of a state; `None` for those that cannot be made from PyTorch's."""
+
+
+def field_of(array: StateArray) -> tuple[Groups, str, tuple[Any, ...]]:
+    """What tells the field that an array belongs to from all others in the state."""
+    return array.site.groups, array.site.name, array.field_path
+
+
+def partners(
+    arrays: Iterable[StateArray],
+    reference: Reference | None,
+    has: Collection[str],
+    problems: list[str],
+    *,
+    is_export: bool = False,
+) -> Fields:
+    """PyTorch's partners of the moments of one group, by their meaning, or only by their names if nothing says more.
+
+    Args:
+        arrays: The group's arrays.
+        reference: What PyTorch's optimizer is, if that is known.
+        has: What PyTorch's state has.
+        problems: Where it is said why something cannot be made from PyTorch's.
+        is_export: Whether there has to be one name, because it is the one to write.
+    """
+    found: dict[tuple[Groups, str, tuple[Any, ...]], Partner | None] = {}
+    taken: set[str] = set()
+    moments = reference.moments if reference else {}
+    for array in arrays:
+        if not (isinstance(array.field, Moment) and array.field.torch) or field_of(array) in found:
+            continue
+        free = [key for key in array.field.torch if key not in taken]
+        known = [(key, *_factor(array, moments[key])) for key in free if key in moments]
+        by_name = [key for key in free if key not in moments]
+        in_file = [key for key in by_name if key in has]
+        partner = next((Partner(key, factor, True) for key, factor, _ in known if factor is not None), None)
+        if partner is None and in_file:
+            partner = Partner(in_file[0], 1.0, False)
+        if partner is None:
+            why = next(((key, why) for key, _, why in known if why), None)
+            if why is not None:
+                problems.append(f"{array.name} cannot be made from PyTorch's {why[0]}: {why[1]}")
+                taken.add(why[0])
+            elif is_export and reference is None and len(by_name) > 1:
+                problems.append(
+                    f"PyTorch calls {array.name} {' or '.join(by_name)}, and template does not tell which: its "
+                    "param_groups must have the hyperparameters of one of PyTorch's optimizers"
+                )
+            elif free:
+                partner = Partner([*by_name, *free][0], 1.0, False)
+            else:
+                problems.append(f"PyTorch keeps nothing like {array.name}, or only once")
+        found[field_of(array)] = partner
+        taken |= {partner.key} if partner else set()
+    return found
+
+
+def _factor(array: StateArray, theirs: StateArray) -> tuple[float | None, str]:
+    """What PyTorch's array is multiplied by to be ours, in whichever slot: PyTorch's name says which of them it is."""
+    assert isinstance(array.field, Moment)
+    assert isinstance(theirs.field, Moment)
+    field = dataclasses.replace(array.field, slot=theirs.field.slot)
+    site = array.site._replace(name=theirs.site.name)
+    return factor_between(array._replace(value=theirs.value, field=field, site=site), theirs)
+
+
+def after(array: StateArray, steps: int, problems: list[str]) -> Any:
+    """A count, or a number that follows from it, after so many steps."""
+    if isinstance(array.field, Count):
+        return jnp.asarray(steps, array.value.dtype)
+    assert isinstance(array.field, Gathered)
+    try:
+        value = array.field.after(steps, **array.site.link.hyperparams)
+    except Exception as error:  # the link may be the user's
+        problems.append(f"{array.name} cannot be told after {steps} steps ({error})")
+        return array.value
+    return jnp.asarray(value, array.value.dtype)
+
+
+def line(links: Iterable[Link], groups: Groups = ()) -> Iterator[Link]:
+    """The links that the parameters of a group go through, one behind the other, whatever they are wrapped in."""
+    for link in links:
+        wrapped = [slot for slot in link.slots.values() if slot.kind in ("around", "label")]
+        if any(slot.kind == "group" for slot in link.slots.values()):
+            if groups and groups[0] in link.slots:
+                yield from line(link.slots[groups[0]].links, groups[1:])
+        elif wrapped:
+            for slot in wrapped:
+                yield from line(slot.links, groups)
+        else:
+            yield link
+
+
+def sign_of(links: Iterable[Link]) -> int | None:
+    """Whether an optimizer goes down, −1, or up, 1; `None` if that cannot be told."""
+    sign = 1
+    for link in links:
+        out = link.out(Stream())
+        if link.sets_sign and not link.is_foreign:
+            sign = -sign
+        elif out.unknown and link.is_foreign:
+            return None
+        elif out.factor <= 0:
+            sign = -sign if out.factor else 0
+    return sign or None
+
+
+def size_of(links: Iterable[Link]) -> tuple[float, Any]:
+    """How large the steps are: a known factor, and what nobody knows."""
+    out = through(tuple(links), Stream())
+    return abs(out.factor), out.unknown
