@@ -14,7 +14,7 @@ from ._check import ProperFraction
 from ._leaves import complement, gathered, like, map_updates, scalar, scalar_dtype, wide
 from ._link import InFront, link
 from ._meaning import Gathered
-from ._schedules import over_steps, weight_gathered
+from ._schedules import at_steps, weight_gathered
 
 
 class BiasCorrectionState(NamedTuple):
@@ -26,7 +26,7 @@ class BiasCorrectionState(NamedTuple):
 
 def _weight_after(steps: int, decay: Any, **_: object) -> float:
     if callable(decay):
-        return weight_gathered(over_steps(decay, steps))
+        return weight_gathered(steps, lambda counts: at_steps(decay, counts))
     return 1.0 if decay == 0 and steps else -math.expm1(steps * math.log(decay)) if steps else 0.0
 
 

@@ -11,9 +11,7 @@ from ._masks import check_flags, selected
 from ._trees import is_function
 
 
-def add_decayed_weights(
-    where: str, weight_decay: Any, mask: Any, factor: Number = 1.0
-) -> optax.GradientTransformation:
+def add_decayed_weights(where: str, weight_decay: Any, mask: Any, factor: Number = 1.0) -> optax.GradientTransformation:
     """Adds factor · weight_decay · w to every leaf that `mask` selects; `where` is named in errors."""
     if not is_function(mask):
         check_flags(where, mask)

@@ -49,7 +49,8 @@ def decoupled_weight_decay(
     Args:
         weight_decay: λ ≥ 0 per step, or a schedule of it (a function of the step count, from 0).
         mask: Which leaves decay: a tree of booleans like the parameters, a prefix of one, or a function from the
-            parameters to one; `None` for all. `matrices_only` is a ready one.
+            parameters to one; `None` for all. `matrices_only` is a ready one. Only the paths in the tree matter: a
+            dictionary will do for a `FrozenDict`, an `nnx.State` or an Equinox module.
         multiplied_by: What multiplies λ; see above.
         peak_learning_rate: α > 0, for `multiplied_by="schedule"` and only there.
 
@@ -58,9 +59,9 @@ def decoupled_weight_decay(
         learning rate; with `multiplied_by="nothing"` at the place `"update"`, behind it. `update` needs the parameters.
 
     Raises:
-        ValueError: If a number is outside its range, or `peak_learning_rate` is missing or given in vain; from
-            `update`, if no parameters are given.
-        TypeError: From `update`, if `mask` has a leaf that is not a boolean.
+        ValueError: If a number is outside its range, or `peak_learning_rate` is missing or given in vain; from `init`
+            and `update`, if `mask` does not fit the parameters; from `update`, if no parameters are given.
+        TypeError: If `mask` has a leaf that is not a boolean.
 
     Differences:
         At a learning rate of 1e-3, λ = 1e-2 in PyTorch is λ = 1e-5 in the paper's notation.

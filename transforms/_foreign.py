@@ -29,6 +29,7 @@ class Held(NamedTuple):
     path: tuple[Any, ...]
     kind: Literal["group", "moment", "label", "around"] = "around"
     is_flat: bool = False
+    is_live: bool = False
 
 
 def _no_rebuild(changes: dict[str, Any]) -> Any:
@@ -74,6 +75,8 @@ def anatomy_of(tx: optax.GradientTransformation) -> Anatomy:
     known: Any = getattr(tx.update, "_linkax", None)
     if hasattr(known, "anatomy"):  # a whole optimizer of ours that stands in place of a link
         return known.anatomy()
+    if hasattr(known, "hyperparams"):  # a link of ours, of which somebody has taken the update alone
+        return Anatomy(known.name, known.hyperparams)
     name = _maker(tx.update)
     if name == "with_extra_args_support":  # Optax's adapter; what it adapts is what people know
         return anatomy_of(closed_over(tx.update)["tx"])
@@ -223,7 +226,7 @@ def _inject_hyperparams(given: Mapping[str, Any]) -> _Combinator:
             "change the factory it was given, or use linkax.chains.live around a chain"
         )
 
-    held = {"inner": Held(inner, ("inner_state",))}
+    held = {"inner": Held(inner, ("inner_state",), is_live=True)}
     state: dict[Any, Field] = {"count": Count(is_needed=False)}
     for name in (*numbers, *scheduled):
         state["hyperparams", name] = Own(is_value=True, is_scheduled=name in scheduled)
@@ -292,16 +295,20 @@ _COMBINATORS: dict[str, Callable[[Mapping[str, Any]], _Combinator]] = {
 }
 
 
-def _average(**names: Any) -> Callable[..., Any]:
-    """1 − decay, where the decay is called otherwise."""
-    return lambda **given: 1 - given[names["decay"]]
-
-
 def _leaf(out: str | None = "{}", factor: Any = 1.0, **state: Field) -> Anatomy:
     return Anatomy("", {}, state=state, out=out, factor=factor)
 
 
-_MU = Moment("average of {}", _average(decay="b1"), lambda **_: True, torch="exp_avg", slot="first")
+def _mean(of: str, decay: str = "decay", **more: Any) -> Moment:
+    """An average; `decay` is what Optax calls the share of the old."""
+    return Moment(of, lambda **given: 1 - given[decay], lambda **_: True, **more)
+
+
+def _square_avg(slot: str) -> Moment:
+    return Moment("mean square of {}", power=2, torch="square_avg", slot=slot)
+
+
+_MU = _mean("average of {}", "b1", torch="exp_avg", slot="first")
 _NU = Moment("mean square of {}", power=2, torch="exp_avg_sq", slot="second")
 _LEAVES: dict[str, Anatomy] = {
     **dict.fromkeys(
@@ -324,7 +331,7 @@ _LEAVES: dict[str, Anatomy] = {
     "scale_by_schedule": _leaf(factor=None, count=Count()),
     "reduce_on_plateau": _leaf(factor=None),
     "trace": _leaf("average of {}", trace=Moment("average of {}", torch="momentum_buffer")),
-    "ema": _leaf("average of {}", count=Count(), ema=Moment("average of {}", _average(decay="decay"), lambda **_: True)),
+    "ema": _leaf("average of {}", count=Count(), ema=_mean("average of {}")),
     "scale_by_adam": _leaf("direction of {}", count=Count(), mu=_MU, nu=_NU),
     "scale_by_amsgrad": _leaf(
         "direction of {}",
@@ -333,17 +340,20 @@ _LEAVES: dict[str, Anatomy] = {
         nu=_NU,
         nu_max=Moment("maximum of corrected mean square of {}", power=2, slot="second"),
     ),
-    "scale_by_rms": _leaf("direction of {}", nu=dataclasses.replace(_NU, torch="square_avg", slot="scale_by_rms.second"), count=Count()),
+    "scale_by_rms": _leaf("direction of {}", nu=_square_avg("second alone"), count=Count()),
     "scale_by_stddev": _leaf(
         "direction of {}",
-        mu=Moment("average of {}", _average(decay="decay"), lambda **_: True, torch="grad_avg", slot="scale_by_stddev.second"),
-        nu=dataclasses.replace(_NU, torch="square_avg", slot="scale_by_stddev.second"),
+        mu=_mean("average of {}", torch="grad_avg", slot="second alone"),
+        nu=_square_avg("second alone"),
         count=Count(),
     ),
-    "scale_by_rss": _leaf("direction of {}", sum_of_squares=Moment("sum of squares of {}", power=2, torch="sum", slot="scale_by_rss.second")),
+    "scale_by_rss": _leaf(
+        "direction of {}",
+        sum_of_squares=Moment("sum of squares of {}", power=2, torch="sum", slot="second alone"),
+    ),
     "scale_by_adadelta": _leaf(
         "step of direction of {}",
-        e_g=dataclasses.replace(_NU, torch="square_avg", slot="scale_by_adadelta.scale_by_rms.second"),
-        e_x=Moment("mean square of step of direction of {}", power=0, torch="acc_delta", slot="scale_by_adadelta"),
+        e_g=_square_avg("second alone"),
+        e_x=Moment("mean square of step of direction of {}", power=0, torch="acc_delta"),
     ),
 }

@@ -33,15 +33,17 @@ def add_l2_to_grad(weight_decay: Rate, mask: Any = None) -> optax.GradientTransf
     Args:
         weight_decay: λ ≥ 0, or a schedule of it (a function of the step count, from 0).
         mask: Which leaves decay: a tree of booleans like the parameters, a prefix of one, or a function from the
-            parameters to one; `None` for all. `matrices_only` is a ready one.
+            parameters to one; `None` for all. `matrices_only` is a ready one. Only the paths in the tree matter: a
+            dictionary will do for a `FrozenDict`, an `nnx.State` or an Equinox module.
 
     Returns:
         A link at the place `"gradient"`, without state (with a schedule `ScheduledState(count, inner)`); `update` needs
         the parameters.
 
     Raises:
-        ValueError: If `weight_decay` is negative or not finite; from `update`, if no parameters are given.
-        TypeError: From `update`, if `mask` has a leaf that is not a boolean.
+        ValueError: If `weight_decay` is negative or not finite; from `init` and `update`, if `mask` does not fit the
+            parameters; from `update`, if no parameters are given.
+        TypeError: If `mask` has a leaf that is not a boolean.
 
     Differences:
         The arithmetic is `optax.add_decayed_weights`'s; the place is what matters. See `decoupled_weight_decay`.

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax.experimental.sparse import BCOO
 
-from ._check import Number, Schedule
+from ._check import Number
 from ._trees import is_missing, listed, path_text
+
+_GRADIENT = "linkax: a gradient"
 
 
 def check_leaves(where: str, tree: Any, params: Any = None, *, rows: bool = True, whole: bool = False) -> None:
@@ -266,7 +268,7 @@ def increment(count: jax.Array) -> jax.Array:
     return jnp.asarray(optax.safe_increment(count))
 
 
-def at_step(value: Any | Schedule, count: Any) -> Number:
+def at_step(value: Any, count: Any) -> Any:
     """A hyperparameter at a step; a schedule is given the widest integer, or Optax's compute in float32 even in x64."""
     return value(count.astype(jax.dtypes.canonicalize_dtype(jnp.int64))) if callable(value) else value
 
@@ -298,9 +300,6 @@ def map_state(fn: Callable[..., Any], updates: optax.Updates, state: Any, *trees
         return fn(u, s, *rest).astype(s.dtype)
 
     return structure.unflatten(map(step, leaves, *others))
-
-
-_GRADIENT = "linkax: a gradient"
 
 
 def _is_none(leaf: Any) -> bool:

@@ -42,6 +42,7 @@ class Slot(NamedTuple):
             state of the only one.
         path: Where in the link's state its state is.
         is_flat: Whether the link lays all parameters end to end in one vector.
+        is_live: Whether the link's state holds hyperparameters of the links in it, so that they may have other values.
         kind: `"group"` if it is one of several groups of parameters; `"moment"` if the links see the gradient at the
             link's own place; `"label"` if its name only serves to find what is in it; `"around"` if the link stands
             around a whole optimizer.
@@ -52,6 +53,7 @@ class Slot(NamedTuple):
     path: StatePath
     kind: Literal["group", "moment", "label", "around"]
     is_flat: bool = False
+    is_live: bool = False
 
 
 class Alternative(NamedTuple):
@@ -134,6 +136,7 @@ class Link(optax.GradientTransformationExtraArgs):
     slots: Mapping[str, Slot]
     is_opaque: bool
     _declared: "_Declaration"
+    _inside: optax.GradientTransformationExtraArgs  # what it does where its leaves have been checked already
     _factory: Callable[..., "Link"] | None
     _written: Callable[..., optax.GradientTransformation] | None  # the factory as it was written, undecorated
     _defaults: Mapping[str, Any]
@@ -295,14 +298,15 @@ class Link(optax.GradientTransformationExtraArgs):
             return None
         start = jnp.zeros((), jnp.int32)
         schedules = [name for name in self.numbers if callable(self.hyperparams[name])]
-        made = self._written(**{**self.hyperparams, **{name: at_step(self.hyperparams[name], start) for name in schedules}})
+        now = {name: at_step(self.hyperparams[name], start) for name in schedules}
+        made = self._written(**{**self.hyperparams, **now})
         found = getattr(made.update, "_linkax_definition", made)
         if isinstance(found, Link):
             found = Slot((found,), False, (), "moment")
         return found._replace(path=_own_path(self)) if isinstance(found, Slot) else None
 
-    def out(self, stream: Stream) -> Stream:
-        """Returns what leaves the link when `stream` comes in.
+    def out(self, stream: Stream, *, is_live: bool = False) -> Stream:
+        """Returns what leaves the link when `stream` comes in; with `is_live`, its numbers may be set to others.
 
         Example:
             >>> from linkax.transforms import mean_square, Stream
@@ -310,15 +314,21 @@ class Link(optax.GradientTransformationExtraArgs):
             'mean square of gradient'
         """
         if self.definition is not None:
-            return through(self.definition.links, stream)
-        outs = {through(slot.links, stream) for slot in self.slots.values() if slot.kind in ("around", "group")}
+            return through(self.definition.links, stream, is_live=is_live)
+        outs = {
+            through(slot.links, stream, is_live=is_live or slot.is_live)
+            for slot in self.slots.values()
+            if slot.kind in ("around", "group")
+        }
         if outs:  # groups out of which come different things make a mixture that has no name but their own
             stream = outs.pop() if len(outs) == 1 else stream.through(f"{self.name} of {{}}", 1.0)
         for slot in self.slots.values():
-            stream = through(slot.links, stream) if slot.kind == "label" else stream
+            stream = through(slot.links, stream, is_live=is_live) if slot.kind == "label" else stream
         stream = stream.squared() if self.is_second_moment else stream
         declared = self._declared
         factor = declared.factor(**self.hyperparams) if callable(declared.factor) else declared.factor
+        if is_live and callable(declared.factor):
+            factor = f"the {self.name} of each step"
         if factor is None:
             factor = self._identity
         if isinstance(factor, jax.Array):
@@ -467,15 +477,15 @@ def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
     return factory(**hyperparams)
 
 
-def through(links: tuple[Link, ...], stream: Stream) -> Stream:
+def through(links: tuple[Link, ...], stream: Stream, *, is_live: bool = False) -> Stream:
     """What leaves the last of the links when `stream` comes into the first."""
-    return functools.reduce(lambda passing, link: link.out(passing), links, stream)
+    return functools.reduce(lambda passing, link: link.out(passing, is_live=is_live), links, stream)
 
 
 def _slot(where: str, held: Held) -> Slot:
     """What a foreign link holds."""
     if isinstance(held.tx, optax.GradientTransformation):
-        return Slot(links_of(where, held.tx), is_sequence(held.tx), held.path, held.kind, held.is_flat)
+        return Slot(links_of(where, held.tx), is_sequence(held.tx), held.path, held.kind, held.is_flat, held.is_live)
     return Slot(tuple(map(as_one_link, held.tx)), True, held.path, held.kind)
 
 
@@ -567,8 +577,8 @@ def link(
         holds: For arguments that hold transformations, where in the link's state their states are: a path of names and
             keys, in which `SLOT` stands for the name in a dictionary of them; `()` for the whole state. By default the
             field of the argument's name.
-        alternatives: What `linkax.chains.ablations` swaps the link for: a function that yields `Alternative`s. It is given
-            the link's hyperparameters by name, and `is_corrected`: whether a bias correction follows.
+        alternatives: What `linkax.chains.ablations` swaps the link for: a function that yields `Alternative`s. It is
+            given the link's hyperparameters by name, and `is_corrected`: whether a bias correction follows.
         labels: If it holds groups of parameters, the argument that says which group each belongs to.
         knobs: What its decays are called in `linkax.chains.live`, by argument, if not as the arguments; or a function
             from the hyperparameters to that. Arguments of one name move together. For an argument that holds links,
@@ -621,7 +631,7 @@ def link(
             its_place = place if place_from is None else place_from(**hyperparams)
             self = optax.GradientTransformationExtraArgs.__new__(Link, *_own(factory.__name__, its_place, tx))
             vars(self).update(
-                inside=tx,
+                _inside=tx,
                 name=factory.__name__,
                 hyperparams=MappingProxyType(hyperparams),
                 numbers=numbers,

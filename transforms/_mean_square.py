@@ -23,7 +23,7 @@ class MeanSquareState(NamedTuple):
 @link(
     "moment",
     is_second_moment=True,
-    state={"nu": Moment("mean square of {}", power=2, torch=("exp_avg_sq", "square_avg"))},
+    state={"nu": Moment("mean square of {}", power=2, torch={"": "square_avg", "second": "exp_avg_sq"})},
     out="mean square of {}",
     alternatives=lambda decay, **_: iter([Alternative("with running_max", (mean_square(decay), running_max()))]),
     knobs={"decay": "decay"},

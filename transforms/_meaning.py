@@ -5,7 +5,7 @@ what it is; `migrate`, the exchange with PyTorch, and whatever else acts on the 
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 
@@ -19,29 +19,37 @@ class Moment:
         weight: What a new value is multiplied by when it comes in, from the link's hyperparameters by name:
             1 − dampening for a dampened sum. `None` for 1. Moments of one quantity that differ in the weight differ by
             a factor.
-        is_average: Whether the weights of the old and the new add up to 1, from the hyperparameters by name; such moments
-            are of one size, whatever their memory.
+        is_average: Whether the weights of the old and the new add up to 1, from the hyperparameters by name; such
+            moments are of one size, whatever their memory.
         power: In which power what comes in goes into it: 2 for a mean of squares.
-        torch: What PyTorch's optimizers call it in their `state_dict`; several names if that depends on the optimizer.
+        torch: What PyTorch's optimizers call it in their `state_dict`; where that depends on the slot the link is in,
+            a dictionary from slots (`"first"`, `""` for all others) to names.
         if_unchanged: Whether it makes no sense in a link with other hyperparameters: half a sum of gradients.
         slot: If the link is a whole optimizer in one, the slot in which the chain that does the same has it: `"first"`.
 
     Example:
         >>> from linkax.transforms import Moment
-        >>> Moment("mean square of {}", power=2, torch=("exp_avg_sq", "square_avg")).of.format("gradient")
-        'mean square of gradient'
+        >>> Moment("mean square of {}", power=2, torch={"": "square_avg", "second": "exp_avg_sq"}).torch_name("second")
+        'exp_avg_sq'
     """
 
     of: str
     weight: Callable[..., Any] | None = None
     is_average: Callable[..., bool] | None = None
     power: int = 1
-    torch: str | tuple[str, ...] = ()
+    torch: str | Mapping[str, str] = ""
     if_unchanged: bool = False
     slot: str = ""
 
-    def __post_init__(self):
-        object.__setattr__(self, "torch", (self.torch,) if isinstance(self.torch, str) else tuple(self.torch))
+    @property
+    def torch_names(self) -> tuple[str, ...]:
+        """All names that PyTorch has for it."""
+        names = (self.torch,) if isinstance(self.torch, str) else tuple(self.torch.values())
+        return tuple(name for name in names if name)
+
+    def torch_name(self, slot: str) -> str:
+        """PyTorch's name for it where the link is in a slot; empty if there is none."""
+        return self.torch if isinstance(self.torch, str) else self.torch.get(slot, self.torch.get("", ""))
 
 
 @dataclasses.dataclass(frozen=True)

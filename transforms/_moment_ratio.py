@@ -36,7 +36,7 @@ def moment_ratio(
         moment_ratio(chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
                      chain(mean_square(b2), bias_correction(b2)), eps)
 
-    Inside, everything is at least float32; the result is in the incoming dtype.
+    Inside, everything is at least float32; the result is in the dtype of the gradient, or of the parameter if wider.
 
     Args:
         first: A link, a chain, or any Optax transformation: the numerator m.

@@ -64,7 +64,7 @@ def _knobs(decay: Any, dampening: Any, first_step: str) -> dict[str, str]:
     "moment",
     state={
         "count": Count(is_needed=False),
-        "mu": Moment("average of {}", _weight, _is_average, torch=("momentum_buffer", "exp_avg")),
+        "mu": Moment("average of {}", _weight, _is_average, torch={"": "momentum_buffer", "first": "exp_avg"}),
     },
     out="average of {}",
     alternatives=_alternatives,

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ._check import Fraction, NonNegative, known
@@ -27,7 +26,7 @@ from ._leaves import (
 )
 from ._link import link
 from ._meaning import Count, Gathered, Moment
-from ._schedules import over_steps, weight_gathered
+from ._schedules import at_steps, weight_gathered
 
 
 class ScaleByNesterovState(NamedTuple):
@@ -40,10 +39,14 @@ class ScaleByNesterovState(NamedTuple):
 
 def weight_after(steps: int, decay: Any, momentum_decay: Any = None, **_: object) -> float:
     """1 − μ_1 μ_2 … μ_steps: what `ScaleByNesterovState.correction` is after so many steps from the start."""
-    numbers, mu = np.arange(1, steps + 1), over_steps(decay, steps)
-    if momentum_decay is not None:
-        mu = mu * (1 - 0.5 * 0.96 ** (numbers * over_steps(momentum_decay, steps)))
-    return weight_gathered(mu)
+
+    def mu(counts):
+        rises = 1.0
+        if momentum_decay is not None:
+            rises = 1 - 0.5 * 0.96 ** ((counts + 1) * at_steps(momentum_decay, counts))
+        return at_steps(decay, counts) * rises
+
+    return weight_gathered(steps, mu)
 
 
 @link(
@@ -54,7 +57,7 @@ def weight_after(steps: int, decay: Any, momentum_decay: Any = None, **_: object
             "average of {}",
             lambda decay, form, **_: 1.0 if form == "accumulated" else 1 - decay,
             lambda form, **_: form != "accumulated",
-            torch=("momentum_buffer", "exp_avg"),
+            torch={"": "momentum_buffer", "first": "exp_avg"},
         ),
         "correction": Gathered(weight_after, torch="mu_product", from_torch=lambda product: 1 - product),
     },

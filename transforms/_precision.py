@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import jax
 import optax
 
-from ._leaves import like, map_updates, widened
+from ._leaves import dtype_of, like, map_updates, widened
 from ._link import Link, links_of
 
 
@@ -37,18 +38,24 @@ def wide_inside(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     the updates; where the two differ, the state would change its dtype at the first step. So they are given wide
     parameters, too.
     """
-    if isinstance(inside := getattr(tx, "inside", None), optax.GradientTransformation):
-        return optax.with_extra_args_support(inside)
+    if isinstance(inside := getattr(tx, "_inside", None), optax.GradientTransformationExtraArgs):
+        return inside
     tx = optax.with_extra_args_support(tx)
-    if not any(map(_follows_dtypes, links_of("linkax", tx))):
+    links = links_of("linkax", tx)
+    follows = any(map(_follows_dtypes, links))
+    if not follows and not any(link.is_foreign and link.slots for link in links):
         return tx
     inner = at_least_float32(tx)
 
     def init(params):
-        return tx.init(widened(params))
+        return tx.init(widened(params) if follows else params)
 
     def update(updates, state, params=None, **extra_args):
-        return inner.update(updates, state, widened(params), **extra_args)
+        is_wide = all(
+            dtype_of(new) == dtype_of(old) for new, old in zip(*map(jax.tree.leaves, (widened(updates), updates)))
+        )
+        # (What is wide needs no rounding back; optax.lookahead's updates do not even stand in the gradients' tree.)
+        return (tx if is_wide else inner).update(updates, state, widened(params), **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

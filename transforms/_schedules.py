@@ -1,26 +1,36 @@
 """What schedules have given over many steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+_BLOCK = 2**16  # steps at a time
 
-def over_steps(value: Any, steps: int) -> np.ndarray:
-    """A hyperparameter at the steps 0 … steps − 1, in float64."""
+
+def at_steps(value: Any, counts: np.ndarray) -> np.ndarray:
+    """A hyperparameter at some steps, in float64."""
     if not callable(value):
-        return np.full(steps, float(value))
-    if steps == 0:
-        return np.zeros(0)
+        return np.full(len(counts), float(value))
     try:
-        found: Any = jax.vmap(lambda count: jnp.asarray(value(count)))(jnp.arange(steps))
+        found: Any = jax.vmap(lambda count: jnp.asarray(value(count)))(jnp.asarray(counts))
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python decides on the count
-        found = [value(np.asarray(count)) for count in range(steps)]
+        found = [value(count) for count in counts]
     return np.asarray(found, np.float64)
 
 
-def weight_gathered(decays: np.ndarray) -> float:
-    """1 − d_1 d_2 …: the weight that an average from zero with these decays has gathered."""
-    with np.errstate(divide="ignore"):  # a decay of 0 keeps nothing: the logarithm is −∞, and the weight 1
-        return float(-np.expm1(np.sum(np.log(decays))))
+def weight_gathered(steps: int, decays: Callable[[np.ndarray], np.ndarray]) -> float:
+    """1 − d_1 d_2 … d_steps: the weight that an average from zero with these decays has gathered.
+
+    `decays` gives them at steps counted from 0. As soon as nothing is missing from the weight any more, the rest of the
+    steps is not looked at.
+    """
+    log = 0.0
+    for start in range(0, steps, _BLOCK):
+        with np.errstate(divide="ignore"):  # a decay of 0 keeps nothing: the logarithm is −∞, and the weight 1
+            log += float(np.sum(np.log(decays(np.arange(start, min(steps, start + _BLOCK))))))
+        if log < -40:  # 1 − e⁻⁴⁰ is 1 in float64
+            return 1.0
+    return -float(np.expm1(log))

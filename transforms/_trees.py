@@ -53,7 +53,7 @@ def is_missing(leaf: Any) -> bool:
 class Said(NamedTuple):
     """What a tree says of the parameters."""
 
-    values: dict[KeyPath, Any]  # of every parameter, by its bare path; those of which it says nothing are not there
+    values: dict[KeyPath, Any]  # of every parameter, by its bare path; `None` where it says nothing
     missing: list[str]  # the parameters of which it says nothing
     strangers: list[str]  # where it says something, and no parameter is
 
@@ -73,7 +73,7 @@ def said_of(params: Any, tree: Any) -> Said:
     used = set(found.values())
     if paths and not given.keys() <= used:
         used |= {_nearest(words(path), given) for path in _empty_paths(params)}
-    values = {path: given[keys][1] for path, keys in found.items() if keys is not None}
+    values = {path: None if keys is None else given[keys][1] for path, keys in found.items()}
     missing = [path_text(path) or "the parameter" for path, keys in found.items() if keys is None]
     strangers = sorted(text for keys, (text, _) in given.items() if paths and keys not in used)
     return Said(values, missing, strangers)

@@ -29,7 +29,7 @@ class VarianceState(NamedTuple):
     is_second_moment=True,
     state={
         "mu": Moment("average of {}", lambda decay: 1 - decay, lambda **_: True, torch="grad_avg"),
-        "nu": Moment("mean square of {}", power=2, torch=("square_avg", "exp_avg_sq")),
+        "nu": Moment("mean square of {}", power=2, torch={"": "square_avg", "second": "exp_avg_sq"}),
     },
     out="variance of {}",
     alternatives=lambda decay, **_: iter([Alternative("with running_max", (variance(decay), running_max()))]),

@@ -47,6 +47,7 @@ class Chain(optax.GradientTransformationExtraArgs):
     """
 
     links: tuple[Link, ...]
+    _inside: optax.GradientTransformationExtraArgs  # its links alone: nothing is checked, nor rounded at the end
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Chain":
         if (known := recall(cls, init, update)) is not None:
@@ -108,7 +109,7 @@ class Chain(optax.GradientTransformationExtraArgs):
         return self._rewrite({old.path: new})
 
     def _whole_around(self, path: Path) -> tuple[Path, Path]:
-        """The path of the innermost slot around a link that holds a whole optimizer, and the rest of the link's path."""
+        """The path of the innermost slot with a whole optimizer around a link, and the rest of the link's path."""
         for end in range(len(path) - 1, 1, -1):
             step = path[end - 1]
             if isinstance(step, str) and part_at(self.links, path[: end - 1]).slots[step].kind != "moment":
@@ -186,7 +187,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             names = ", ".join(part.name for part in every) or "none"
             raise ValueError(
                 f"Chain.{method}: no link is called {name!r}; the links are {names} (a named optimizer leaves out a "
-                "link whose number is the plain 0)"
+                "link whose number is None or the plain 0)"
             )
         return found
 
@@ -281,11 +282,12 @@ def chain(*links: optax.GradientTransformation) -> Chain:
             raise
 
     def links_update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        out, state = tx.update(widened(updates, params), state, params, **extra_args)
+        as_wide_as = None if isinstance(params, optax.LookaheadParams) else params  # these are two trees
+        out, state = tx.update(widened(updates, as_wide_as), state, params, **extra_args)
         return map_updates(in_dtype_of, out, updates if params is None else params), state
 
     at_full_precision = optax.GradientTransformationExtraArgs(tx.init, links_update)
     self = optax.GradientTransformationExtraArgs.__new__(Chain, init, update)
-    vars(self).update(links=flat, inside=tx)
+    vars(self).update(links=flat, _inside=tx)
     remember(self)
     return self

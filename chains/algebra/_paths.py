@@ -14,5 +14,4 @@ def labels_by_path(params: Any, labels: Any) -> dict[KeyPath, Any]:
     """What the labels say of every parameter, by its bare path; `None` where they say nothing."""
     if is_function(labels):
         return {path: labels(path_text(path), leaf) for path, leaf in leaves_with_path(params)}
-    said = said_of(params, labels).values
-    return {path: said.get(path) for path, _ in leaves_with_path(params)}
+    return said_of(params, labels).values

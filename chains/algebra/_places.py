@@ -94,8 +94,8 @@ def check_rows(links: tuple[Link, ...]) -> None:
         )
     if wrong:
         raise TypeError(
-            f"Chain.update: {', '.join(part.name for part in wrong)} cannot take row-sparse gradients and leave the other "
-            "rows alone; sgd (without momentum), adagrad and sparse_adam can (without weight decay), also beside other "
-            "chains in param_groups; lazy(...) around a moment lets rows rest; .todense() makes the gradient an ordinary "
-            "one"
+            f"Chain.update: {', '.join(part.name for part in wrong)} cannot take row-sparse gradients and leave the "
+            "other rows alone; sgd (without momentum), adagrad and sparse_adam can (without weight decay), also beside "
+            "other chains in param_groups; lazy(...) around a moment lets rows rest; .todense() makes the gradient an "
+            "ordinary one"
         )

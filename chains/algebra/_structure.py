@@ -96,6 +96,9 @@ class Site(NamedTuple):
     link: Link
     stream: Stream  # what comes in
     is_flat: bool = False  # whether all its parameters are one vector
+    is_alone: bool = False  # whether the moment it is inside of has no other beside it
+    is_short: bool = False  # whether an abbreviation stands for it, as RMSprop's scale_by_rms
+    is_live: bool = False  # whether hyperparameters may be set while training runs
 
 
 def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTransformation, state: Any) -> Any:
@@ -116,7 +119,7 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
         found = []
         for link, own in zip(links, state):
             found.append(visit(link, own, site))
-            site = site._replace(stream=link.out(site.stream))
+            site = site._replace(stream=link.out(site.stream, is_live=site.is_live))
         return tuple(found)
 
     def visit(link: Link, state: Any, site: Site) -> Any:
@@ -131,13 +134,16 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
             within = site
             if slot.kind == "group":
                 within = site._replace(groups=(*site.groups, name))
+            elif slot is link.definition:
+                within = site._replace(is_short=True)
             elif slot.kind == "moment":
-                within = site._replace(name=f"{site.name}{name}.")
-            if slot.is_flat:
-                within = within._replace(is_flat=True)
+                others = [other for other in link.slots.values() if other is not slot]
+                alone = all(one.is_identity for other in others for one in other.links)
+                within = site._replace(name=f"{site.name}{name}.", is_alone=alone)
+            within = within._replace(is_flat=site.is_flat or slot.is_flat, is_live=site.is_live or slot.is_live)
             inner[slot.path] = visit_all(slot.links, slot.is_sequence, held, within)
             if slot.kind == "label":
-                site = site._replace(stream=through(slot.links, site.stream))
+                site = site._replace(stream=through(slot.links, site.stream, is_live=site.is_live))
         own = state
         for path in inner:
             own = put_at(own, path, None)
@@ -160,8 +166,9 @@ def _held(link: Link) -> Mapping[str, Slot]:
 
 
 def _kind(state: Any) -> str:
-    named = isinstance(state, tuple) and not hasattr(state, "_fields")
-    return f"a tuple of {', '.join(type(one).__name__ for one in state) or 'nothing'}" if named else type(state).__name__
+    if isinstance(state, tuple) and not hasattr(state, "_fields"):
+        return f"a tuple of {', '.join(type(one).__name__ for one in state) or 'nothing'}"
+    return type(state).__name__
 
 
 def get_at(tree: Any, path: tuple[Any, ...]) -> Any:
@@ -216,9 +223,21 @@ class StateArray(NamedTuple):
 
     @property
     def slot(self) -> str:
-        """The moment that it is inside of: "second"."""
+        """The moment that it is inside of: "second", or "second alone" in what is made to have no other."""
         inside = self.site.name.rpartition(".")[0]
-        return inside or (self.field.slot if isinstance(self.field, Moment) else "")
+        if not inside:
+            return self.field.slot if isinstance(self.field, Moment) else ""
+        return f"{inside} alone" if self.site.is_short and self.site.is_alone else inside
+
+    def has_slot_of(self, other: "StateArray") -> bool:
+        """Whether both are inside the same moment; one that is alone may be written out or be an abbreviation."""
+
+        def slots(array: StateArray) -> set[str]:
+            return (
+                {array.slot, f"{array.slot} alone"} if array.site.is_alone and not array.site.is_short else {array.slot}
+            )
+
+        return bool(slots(self) & slots(other))
 
     @property
     def is_moment(self) -> bool:
@@ -297,7 +316,8 @@ def groups_of(links: tuple[Link, ...], params: Any) -> dict[tuple[str, ...], Gro
         groups = {name: slot for name, slot in link.slots.items() if slot.kind == "group"}
         if groups:
             inner = {name: groups_of(slot.links, params) for name, slot in groups.items()}
-            labels = {words(path): str(label) for path, label in labels_by_path(params, link.labels_for(params)).items()}
+            found = labels_by_path(params, link.labels_for(params))
+            labels = {words(path): str(label) for path, label in found.items()}
             return {
                 path: (label, *inner[label][path])
                 for path, label in labels.items()
@@ -347,16 +367,17 @@ def param_text(param: tuple[str, ...]) -> str:
     return "/".join(param) or "the parameter"
 
 
-
-
 def explain_state(where: str, error: Exception, tx: optax.GradientTransformation, state: Any, params: Any) -> None:
-    """Raises an error that says so if it is because of a state of another optimizer that an update has failed."""
+    """Raises an error that says so if it is because of a state of another optimizer that an update has failed.
+
+    `params` may also be the gradients, if nothing else is there.
+    """
     try:
         expected = jax.eval_shape(tx.init, params)
     except Exception:  # then something else is wrong, and `error` says what
         return
     different = _first_difference(expected, state, "state")
-    if different is not None:
+    if different is not None and different[1] != different[2]:  # the same with other keys comes from other parameters
         place, wanted, got = different
         links = flatten(where, tx)
         index = re.match(r"state\[(\d+)\]", place)

@@ -8,7 +8,6 @@ from linkax.transforms import Link
 from linkax.transforms._describe import describe
 
 
-
 class Line(NamedTuple):
     """A line of the tree."""
 
@@ -41,7 +40,8 @@ def own_text(link: Link, marked: Collection[str] = ()) -> str:
     Arguments in `marked` stand between asterisks, and are shown even at their default value.
     """
     described = link.described()
-    shown = [name for name in link.hyperparams if name in {*described, *marked}.difference(link.holders() if link.slots else ())]
+    hidden = link.holders() if link.slots else ()
+    shown = [name for name in link.hyperparams if name in {*described, *marked}.difference(hidden)]
     texts = {name: f"{name}={described.get(name) or describe(link.hyperparams[name])}" for name in shown}
     return f"{link.name}({', '.join(f'*{texts[name]}*' if name in marked else texts[name] for name in shown)})"
 

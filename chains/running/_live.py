@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from linkax.transforms import Link, Own
+from linkax.transforms import Count, Link, Own
 from linkax.transforms._check import Number, is_traced
 from linkax.transforms._describe import describe
 from linkax.transforms._foreign import Anatomy, Held
-from linkax.transforms._leaves import at_step
+from linkax.transforms._leaves import at_step, increment
 from linkax.transforms._link import recall, refuse_setting, remember
 
 from ..algebra._chain import Chain, chain
@@ -22,6 +22,7 @@ from ._knobs import Knob, Panel, Target
 class LiveState(NamedTuple):
     """State of a `Live` optimizer."""
 
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken, for whoever reads it
     hyperparams: dict[str, jax.Array]  # () float: the values that are live, as the last step used them
     inner: Any  # the chain's state
 
@@ -30,7 +31,7 @@ class Live(optax.GradientTransformationExtraArgs):
     """A chain some of whose hyperparameters are part of its state, so that they can be read and set; see `live`.
 
     Attributes:
-        init: From parameters to `LiveState(hyperparams, inner)`.
+        init: From parameters to `LiveState(count, hyperparams, inner)`.
         update: From (updates, state, parameters) to (updates, state), as in Optax.
         chain: The chain, with the values that the hyperparameters begin with.
         names: The live hyperparameters.
@@ -56,11 +57,14 @@ class Live(optax.GradientTransformationExtraArgs):
         return Anatomy(
             "live",
             {"names": list(self.names)},
-            holds={"inner": Held(self.chain, ("inner",))},
+            holds={"inner": Held(self.chain, ("inner",), is_live=True)},
             rebuild=lambda changes: live(changes["inner"], *self.names),
             state={
-                ("hyperparams", name): Own(is_value=True, is_scheduled=callable(knob.value))
-                for name, knob in self._found.items()
+                "count": Count(is_needed=False),
+                **{
+                    ("hyperparams", name): Own(is_value=True, is_scheduled=callable(knob.value))
+                    for name, knob in self._found.items()
+                },
             },
             out="{}",
             factor=1.0,
@@ -166,7 +170,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     Raises:
         ValueError: If a name stands for no hyperparameter that is a number or a schedule, or for several; if two names
             stand for the same number, or it is live already, or inside of `optax.inject_hyperparams`.
-        TypeError: If `tx` is not a transformation.
+        TypeError: If `tx` is not a transformation, or a name is no string.
 
     Differences:
         `optax.inject_hyperparams(adamw)(...)` puts every number into the state, which takes away the digits that links
@@ -189,6 +193,9 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
         `optax.inject_hyperparams`.
     """
     its = chain(tx)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"live: names must be strings, each an argument of its own, got {name!r}")
     panel, taken = Panel(its.links), dict(_live_already(its.links))
     if names:
         found = {name: panel.find(name) for name in names}
@@ -206,7 +213,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
         count = jnp.zeros((), jnp.int32)
         # The widest real dtype that JAX is set to: hyperparameters are never rounded to the dtype of the parameters.
         values = {name: jnp.asarray(at_step(knob.value, count), jnp.result_type(float)) for name, knob in found.items()}
-        return LiveState(values, with_numbers(values).init(params))
+        return LiveState(count, values, with_numbers(values).init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         try:
@@ -215,7 +222,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             explain_state("Live.update", error, self, state, updates if params is None else params)
             raise
-        return updates, LiveState(values, inner)
+        return updates, LiveState(increment(state.count), values, inner)
 
     def with_numbers(values: Mapping[str, jax.Array]) -> Chain:
         return _with_values(its, numbers, {name: values[name] for name in numbers})

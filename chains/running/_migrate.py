@@ -40,8 +40,8 @@ class Migration(NamedTuple):
         state: The state for the new optimizer.
         kept: The arrays taken over as they are, such as `"second.mean_square.nu params/Dense_0/kernel"`, with the
             group's name in front if there are groups.
-        converted: The arrays taken over in other units: a sum that has become an average, a buffer that has moved to the
-            other side of the learning rate.
+        converted: The arrays taken over in other units: a sum that has become an average, a buffer that has moved to
+            the other side of the learning rate.
         created: The arrays that the old state does not have. They start anew, but for counts: a new link counts with
             the others of its group.
         dropped: The arrays of the old state that the new optimizer has no use for.
@@ -86,8 +86,8 @@ def _lines(lists: Iterable[tuple[str, int, list[str]]]) -> Iterator[str]:
 
 def _summed(found: list[str]) -> list[str]:
     """One line for all arrays of one name."""
-    arrays = Counter(one.partition(" ")[0] for one in found if not one.partition(" ")[0].endswith(":"))
-    if sum(arrays.values()) < len(found):  # sentences
+    arrays = Counter(one.partition(" ")[0] for one in found)
+    if any(len(one.split(" ")) > _LONGEST_NAME for one in found):  # sentences
         return found if len(found) <= _MOST_SENTENCES else [*found[:_MOST_SENTENCES], f"… and {len(found) - 5} more"]
     width = max(map(len, arrays), default=0)
     per_param = {one.partition(" ")[0] for one in found if " " in one}
@@ -98,6 +98,7 @@ def _summed(found: list[str]) -> list[str]:
 
 
 _MOST_SENTENCES = 5
+_LONGEST_NAME = 2  # words: the array's name and the parameter's
 
 
 def migrate(
@@ -175,11 +176,13 @@ def migrate(
     flatten("migrate: new_tx", new_tx)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0):
         raise ValueError(f"migrate: steps must be a whole number of at least 0, got {steps!r}")
+    flatten("migrate: old_state", old_tx)
     fresh = new_tx.init(params)
-    old = state_arrays("migrate: old_state", old_tx, old_state, params)
-    new = state_arrays("migrate: new_tx", new_tx, fresh, params)
     _check_types(old_tx, old_state, params)
     _check_opaque(old_tx, new_tx)
+    params = params.fast if isinstance(params, optax.LookaheadParams) else params  # those that have a state
+    old = state_arrays("migrate: old_state", old_tx, old_state, params)
+    new = state_arrays("migrate: new_tx", new_tx, fresh, params)
     old = _renested(old, params)
     ages = _ages(old_tx, old, params, steps)
     calls = {array.site.groups: int(array.value) for array in old if _is_of_calls(array)}
@@ -263,8 +266,8 @@ def _check_opaque(old_tx: optax.GradientTransformation, new_tx: optax.GradientTr
         for part in own:
             if not any(part.link == other.link for other in others):
                 raise ValueError(
-                    f"migrate: {which} holds {part.link.name}, which cannot be looked into, so that its state can only go "
-                    "on in the same transformation; put it around both optimizers, or around none"
+                    f"migrate: {which} holds {part.link.name}, which cannot be looked into, so that its state can only "
+                    "go on in the same transformation; put it around both optimizers, or around none"
                 )
 
 
@@ -308,9 +311,7 @@ def _ages(
     return {groups: told if age is None else age for groups, age in ages.items()}
 
 
-def _homes(
-    old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any
-) -> dict[Param | None, Groups]:
+def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any) -> dict[Param | None, Groups]:
     """The old group that each parameter comes from: where its moments are, or its label in a group that has none."""
     shapes: dict[Param | None, Any] = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
     with_moments = {array.site.groups for array in old if array.is_moment}
@@ -407,7 +408,7 @@ def _factor(array: StateArray, other: StateArray) -> tuple[float | None, str]:
         return (1.0, "") if alike else (None, "nothing is known of what it means, and what comes in has changed")
     assert isinstance(new, Moment)
     assert isinstance(old, Moment)
-    if array.slot != other.slot:
+    if not array.has_slot_of(other):
         return None, ""
     if array.quantity != other.quantity:
         return None, f"it was the {other.quantity}, and is the {array.quantity} now"
@@ -474,7 +475,7 @@ def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[A
         if isinstance(other.field, Moment)
         and other.site.groups == array.site.groups
         and (
-            other.slot == array.slot
+            other.has_slot_of(array)
             if isinstance(array.field, Gathered)
             else other.site == array.site and not array.site.link.slots
         )

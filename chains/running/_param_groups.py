@@ -28,7 +28,8 @@ def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Cal
         groups: The chains (or links, or Optax transformations) by the groups' names.
         labels: Which group each parameter belongs to: a function from a parameter's path, such as
             `"params/Dense_0/kernel"`, and the parameter itself to the group's name; or a tree of names like the
-            parameters, or like the upper part of their tree, where a name is for all that is below.
+            parameters, or like the upper part of their tree, where a name is for all that is below. Only its paths
+            matter: a dictionary will do for a `FrozenDict`, an `nnx.State` or an Equinox module.
 
     Returns:
         A chain of one link, whose state is `optax.partition`'s. The groups' links are reached through their names:
@@ -112,17 +113,16 @@ def partition(
 
 def label_tree(params: Any, labels: Callable[[str, Any], str] | Any, names: Collection[str]) -> Any:
     """The group of every parameter, as a tree like the parameters."""
-    found = labels_by_path(params, labels)
+    said = Said(labels_by_path(params, labels), [], []) if is_function(labels) else said_of(params, labels)
     wrong = [
         f"{path_text(path) or 'the parameter'} ({label!r})"
-        for path, label in found.items()
+        for path, label in said.values.items()
         if not isinstance(label, str) or label not in names
     ]
-    strangers = [] if is_function(labels) else said_of(params, labels).strangers
-    if wrong or strangers:
-        nowhere = f"; no parameter is at or below {', '.join(strangers)}" if strangers else ""
+    if wrong or said.strangers:
+        nowhere = f"; no parameter is at or below {', '.join(said.strangers)}" if said.strangers else ""
         raise ValueError(
             f"param_groups: labels must give every parameter one of the groups {', '.join(names)}, got another one for "
             f"{', '.join(wrong) or 'no parameter'}{nowhere}"
         )
-    return Said(found, [], []).like(params)
+    return said.like(params)

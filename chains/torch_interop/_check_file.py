@@ -7,8 +7,8 @@ is listed at once, and by the parameters' names where they are known.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ._groups import names_by_group, read_groups, shown
 from ._tensors import as_moment, as_number, as_steps
+from ._torch_groups import names_by_group, read_groups, shown
 
 
 class TorchFile(NamedTuple):

@@ -11,11 +11,12 @@ import optax
 from linkax.transforms import Count, Gathered, Link, Moment
 
 from ..algebra._structure import StateArray, state_arrays
+from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
-from ._group import Group, chain_groups, check_kept
+from ._hyperparams import compare_direction
 from ._layouts import Layout
 from ._names import Names, refuse, torch_name, torch_params
-from ._reference import Reference, after, field_of, partners, reference_of
+from ._reference import Fields, Reference, after, field_of, partners, reference_of
 from ._tensors import checked_steps
 
 
@@ -90,6 +91,10 @@ def export_state(
         has = {key for member in part.members for key in file.keys[member]}
         fields = partners(part.arrays, reference, has, problems, is_export=True)
         check_kept(part.arrays, problems)
+        if reference is not None:
+            check_signs(part, fields, problems)
+            _check_rates(part, fields, problems)
+            compare_direction(part.links, reference, f"PyTorch's group {part.group}", problems)
         count, has_begun = _count(part, reference, steps, problems)
         scalars = _scalars(part, reference, count, problems)
         early = reference is not None and reference.is_early
@@ -100,7 +105,7 @@ def export_state(
                 continue
             value = param.to_torch(array.value)
             states[param.name] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
-        for member in part.members if reference else ():
+        for member in part.members:
             _check_kept(member, states[member], reference, problems)
     if is_optimizer:
         _check_shapes(template, states, problems)
@@ -129,13 +134,23 @@ def _half_done(arrays: Iterable[StateArray]) -> list[str]:
     ]
 
 
+def _check_rates(part: Group, fields: Fields, problems: list[str]) -> None:
+    """Refuses moments behind a learning rate that may have been set to anything while they were gathered."""
+    for array in part.arrays:
+        if part.has_live_rate and fields.get(field_of(array)) is not None and abs(array.site.stream.factor) != 1:
+            problems.append(
+                f"{array.name} stands behind a learning rate that is live: nobody knows by what it has been multiplied"
+            )
+
+
 def _count(part: Group, reference: Reference | None, steps: int | None, problems: list[str]) -> tuple[int, bool]:
     """How many steps a group has taken, and whether it has taken any."""
-    counts = [array for array in part.arrays if isinstance(array.field, Count) and not array.field.of_calls]
+    counts = [(array, field) for array in part.arrays if isinstance(field := array.field, Count) and not field.of_calls]
     # PyTorch's step is that of the moments. A wrapper may count more than what is inside; the innermost comes first.
-    of_moments = [array for array in counts if _keeps_moments(array.site.link)]
-    of_links = [array for array in counts if array.field.is_needed and not array.site.link.slots]
-    numbers = {array.name: int(array.value) for array in of_moments or of_links or counts[:1]}
+    of_moments = [array for array, _ in counts if _keeps_moments(array.site.link)]
+    of_links = [array for array, field in counts if field.is_needed and not array.site.link.slots]
+    around = [array for array, _ in counts[:1]]
+    numbers = {array.name: int(array.value) for array in of_moments or of_links or around}
     if len(set(numbers.values())) > 1:
         each = ", ".join(f"{name}: {number}" for name, number in numbers.items())
         problems.append(f"the chain must count the same steps everywhere, because PyTorch has one number ({each})")
@@ -161,7 +176,8 @@ def _scalars(part: Group, reference: Reference | None, count: int, problems: lis
         if not isinstance(array.field, Gathered):
             continue
         if array.field.torch and (array.field.torch in keeps or reference is None):
-            scalars[array.field.torch] = array.field.from_torch(np.asarray(array.value))
+            number = np.asarray(array.value)
+            scalars[array.field.torch] = np.asarray(array.field.from_torch(number.item()), number.dtype)
         elif "step" in keeps and reference is not None:
             _check_follows(array, count, problems)
     return scalars
@@ -178,9 +194,9 @@ def _check_follows(array: StateArray, count: int, problems: list[str]) -> None:
         )
 
 
-def _check_kept(name: str, given: Mapping[str, Any], reference: Reference, problems: list[str]) -> None:
+def _check_kept(name: str, given: Mapping[str, Any], reference: Reference | None, problems: list[str]) -> None:
     """What PyTorch does not check when it loads a state: which optimizer it is from."""
-    if given and given.keys() != reference.keeps:
+    if reference and given and given.keys() != reference.keeps:
         has, needs = ", ".join(sorted(given)), ", ".join(sorted(reference.keeps)) or "nothing"
         problems.append(f"the chain keeps {has} of {name}, but this {reference.name} keeps {needs}")
 

@@ -5,15 +5,17 @@ what changes in the chain that does the same.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from linkax.transforms import Link
+from linkax.transforms._check import is_traced
 from linkax.transforms._describe import describe
 from linkax.transforms._identity import identity_of
 
+from ._chain_groups import Group
 from ._reference import Reference, build, line, sign_of, size_of
 from ._spec import argument_name
 
@@ -32,21 +34,14 @@ class Named(NamedTuple):
 class Ours(NamedTuple):
     """The chain, or one of its groups."""
 
-    links: Sequence[Link]  # one behind the other
-    live: Collection[tuple[Link, str]]  # the arguments of links that may be set at any time
-    is_injected: bool  # whether it is inside of optax.inject_hyperparams, where every number may be
+    group: Group
     twins: Sequence[tuple[Link, Link]]  # a link of the reference's, and ours whose moment is made from its
 
     def is_live(self, link: Link, argument: str, within: tuple[Link, ...] = ()) -> bool:
         """Whether an argument of a link may be set at any time."""
-        if self.is_injected and isinstance(link.hyperparams.get(argument), jax.Array):
+        if self.group.is_injected and isinstance(link.hyperparams.get(argument), jax.Array):
             return True
-        return (link, argument) in self.live or any(one in within for one, _ in self.live)
-
-    @property
-    def has_live_rate(self) -> bool:
-        """Whether the learning rate may be among what is live."""
-        return self.is_injected or any(link.sets_sign for link, _ in self.live)
+        return (link, argument) in self.group.live or any(one in within for one, _ in self.group.live)
 
 
 def compare_hyperparams(ours: Ours, reference: Reference, where: str, problems: list[str], warnings: list[str]) -> None:
@@ -60,15 +55,11 @@ def compare_hyperparams(ours: Ours, reference: Reference, where: str, problems: 
         warnings: Where other learning rates and weight decays go.
     """
     theirs = reference.hyperparams
-    if list(ours.links) == list(line(reference.links)):
+    if list(ours.group.links) == list(line(reference.links)):
         return
-    up, ours_up = (sign_of(line(links)) for links in (reference.links, ours.links))
-    if "maximize" in theirs and up is not None and ours_up is not None and up != ours_up:
-        problems.append(
-            f"maximize is {theirs['maximize']} in {where}, but the chain goes {'downhill' if ours_up < 0 else 'uphill'}"
-        )
-    if "lr" in theirs and not ours.has_live_rate:
-        (rate, unknown), (our_rate, our_unknown) = size_of(line(reference.links)), size_of(ours.links)
+    compare_direction(ours.group.links, reference, where, problems)
+    if "lr" in theirs and not ours.group.has_live_rate:
+        (rate, unknown), (our_rate, our_unknown) = size_of(line(reference.links)), size_of(ours.group.links)
         if unknown == our_unknown and not _are_same(rate, our_rate):
             warnings.append(f"lr is {describe(float(rate))} in {where}, and {describe(float(our_rate))} in the chain")
     if "weight_decay" in theirs and (decay := _other_decay(ours, reference)) is not None:
@@ -76,6 +67,14 @@ def compare_hyperparams(ours: Ours, reference: Reference, where: str, problems: 
     for key in sorted(theirs.keys() - _OTHERWISE - _NO_MORE):
         if (difference := _difference(ours, reference, key)) is not None:
             problems.append(f"{key} is {theirs[key]} in {where}, but the chain has {difference}")
+
+
+def compare_direction(links: Sequence[Link], reference: Reference, where: str, problems: list[str]) -> None:
+    """Adds to the problems that one goes up and the other down."""
+    up, ours_up = (sign_of(line(every)) for every in (reference.links, links))
+    if "maximize" in reference.hyperparams and up is not None and ours_up is not None and up != ours_up:
+        direction = "downhill" if ours_up < 0 else "uphill"
+        problems.append(f"maximize is {reference.hyperparams['maximize']} in {where}, but the chain goes {direction}")
 
 
 def _decaying(links: Iterable[Link]) -> dict[str, Named]:
@@ -90,7 +89,7 @@ def _decay_text(reference: Reference) -> str:
 
 def _other_decay(ours: Ours, reference: Reference) -> str | None:
     """The chain's weight decay, if it is another one than PyTorch's or stands elsewhere."""
-    mine, theirs = _decaying(ours.links), _decaying(line(reference.links))
+    mine, theirs = _decaying(ours.group.links), _decaying(line(reference.links))
     value = reference.hyperparams["weight_decay"]
     decays = {name: one.link.hyperparams["weight_decay"] for name, one in mine.items()}
     if any(_is_unknown(decay) or ours.is_live(mine[name].link, "weight_decay") for name, decay in decays.items()):
@@ -109,7 +108,7 @@ def _other_decay(ours: Ours, reference: Reference) -> str | None:
 
 def _difference(ours: Ours, reference: Reference, key: str) -> str | None:
     """What the chain has instead of what one of PyTorch's hyperparameters makes; `None` if it has that."""
-    theirs, mine = _named(line(reference.links)), _named(ours.links)
+    theirs, mine = _named(line(reference.links)), _named(ours.group.links)
     for name, value, changed in _variants(reference.hyperparams, key):
         try:
             other = _named(line(build(reference.name, changed).links))
@@ -196,7 +195,7 @@ def _instead(
     Optax's transformations have other names. The arguments tell, where they are called alike: the hyperparameter's own
     names, and for a link that keeps the same moment those of the argument that it is in ours.
     """
-    every = list(_named(ours.links).values())
+    every = list(_named(ours.group.links).values())
     twins = [one for one in every if any(link == theirs and mine == one.link for link, mine in ours.twins)]
     wanted = {**own, **(inner or {})} if twins else own
     for one in twins or [one for one in every if one.link.is_foreign]:
@@ -209,7 +208,7 @@ def _instead(
 
 
 def _is_unknown(value: Any) -> bool:
-    return callable(value) or isinstance(value, jax.core.Tracer)
+    return callable(value) or is_traced(value)
 
 
 def _are_same(theirs: Any, ours: Any) -> bool:

@@ -6,25 +6,25 @@ so, nothing is guessed.
 """
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linkax.transforms import Count, Gathered, Link, Own
+from linkax.transforms import Gathered, Own
 
-from ..algebra._structure import Groups, StateArray, flatten, part_at, state_arrays, with_arrays
-from ..running._live import _live_already as live_already
+from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
+from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
-from ._group import Group, chain_groups, check_kept
 from ._hyperparams import Ours, compare_hyperparams
 from ._layouts import Layout
 from ._names import Names, TorchParam, refuse, torch_name, torch_params
-from ._reference import Fields, Reference, after, field_of, partners, reference_of, sign_of
-from ._tensors import as_number, checked_steps
+from ._reference import Fields, Reference, field_of, partners, reference_of
+from ._steps import Age, age_of, counts_around, counts_of
+from ._tensors import checked_steps
 
 
 def import_state(
@@ -99,10 +99,8 @@ def import_state(
     references = [
         reference_of(f"PyTorch's group {index}", group, problems) for index, group in enumerate(file.hyperparams)
     ]
-    links = flatten("import_state: tx", tx)
-    live = {(part_at(links, path), argument) for (path, argument), _ in live_already(links)}
     values: dict[Any, Any] = {}
-    ages: dict[Groups, _Age] = {}
+    ages: dict[Groups, Age] = {}
     parts = chain_groups(tx, arrays, params, found, problems)
     placed = {name for part in parts for name in part.members}
     known = {param.name for param in found.values()}  # the others are problems already
@@ -114,11 +112,12 @@ def import_state(
         fields = partners(part.arrays, reference, has, problems)
         check_kept(part.arrays, problems)
         if reference is not None:
-            _compare(part, fields, reference, live, problems, notes)
+            _compare(part, fields, reference, problems, notes)
         values |= _moments(part, fields, reference, found, file, steps is not None, problems)
-        age = ages[part.label] = _age(part, reference, fields, file, steps, problems)
-        values |= _numbers(part.arrays, age, reference, part.members, file, problems)
-    values |= _around(arrays, ages, problems)
+        age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
+        if part.members or not fields:  # that PyTorch has none of its parameters is a problem already
+            values |= counts_of(part.arrays, age, reference, part.members, file, problems)
+    values |= counts_around(arrays, ages, problems)
     refuse("import_state: the state must fit the chain and the parameters", problems)
     if any(age.has_begun for age in ages.values()):
         notes += _restarting(arrays)
@@ -127,33 +126,22 @@ def import_state(
     return with_arrays("import_state: tx", tx, fresh, values, params)
 
 
-class _Age(NamedTuple):
-    """How far PyTorch has come with a group."""
-
-    steps: int | None  # that it has taken, if anything says so
-    has_begun: bool
-
-
 def _compare(
     part: Group,
     fields: Fields,
     reference: Reference,
-    live: Collection[tuple[Link, str]],
     problems: list[str],
     notes: list[str],
 ) -> None:
     """Compares the hyperparameters of a group with PyTorch's."""
-    twins = []
-    for array in part.arrays:
-        partner = fields.get(field_of(array))
-        if partner is None or not partner.is_known:
-            continue
-        twins.append((reference.moments[partner.key].site.link, array.site.link))
-        if partner.factor < 0 and sign_of(part.links) is None:
-            problems.append(
-                f"{array.name} has another sign than PyTorch's {partner.key}, and nothing tells whether it must"
-            )
-    ours = Ours(part.links, live, part.is_injected, list(dict.fromkeys(twins)))
+    pairs = [(array, fields.get(field_of(array))) for array in part.arrays]
+    twins = [
+        (reference.moments[partner.key].site.link, array.site.link)
+        for array, partner in pairs
+        if partner is not None and partner.is_known
+    ]
+    check_signs(part, fields, problems)
+    ours = Ours(part, list(dict.fromkeys(twins)))
     compare_hyperparams(ours, reference, f"PyTorch's group {part.group}", problems, notes)
 
 
@@ -178,7 +166,8 @@ def _moments(
         value = param.to_jax(what, np.asarray(given), problems)
         if value is None:
             continue
-        if _is_of_squares(array) and min(value.real.min(initial=0), value.imag.min(initial=0)) < 0:
+        reals = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
+        if _is_of_squares(array) and any(real.min(initial=0) < 0 for real in reals):
             problems.append(f"{what} must not be negative, because it is the {array.quantity}")
         values[array.place] = _filled(what, value, partner.factor, array.value, problems)
     return values
@@ -193,10 +182,8 @@ def _check_keys(
     problems: list[str],
 ) -> None:
     """Whether PyTorch's state has for every parameter what the chain keeps, and nothing else."""
-    if any(
-        array.site.link.is_opaque for array in part.arrays
-    ):  # nobody knows what it keeps, which is a problem already
-        return
+    if any(array.site.link.is_opaque for array in part.arrays):
+        return  # nobody knows what it keeps, which is a problem already
     numbers = {"step"} | {array.field.torch for array in part.arrays if isinstance(array.field, Gathered)}
     wanted = {partner.key for partner in fields.values() if partner is not None}
     needed = wanted | (numbers & reference.numbers if reference else set()) - ({"step"} if has_steps else set())
@@ -230,98 +217,6 @@ def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: li
     if isinstance(like, jax.Array) and like.committed:
         return jax.device_put(new, like.sharding)
     return jnp.asarray(new)
-
-
-def _age(
-    part: Group,
-    reference: Reference | None,
-    fields: Fields,
-    file: TorchFile,
-    steps: int | None,
-    problems: list[str],
-) -> _Age:
-    """How many steps PyTorch has taken with a group, if its state or the caller says so."""
-    begun = [name for name in part.members if file.keys[name]]
-    told = _common("step", begun, file, problems)
-    keeps = reference.keeps if reference else {partner.key for partner in fields.values() if partner is not None}
-    if told is None and not begun and keeps and ("step" in keeps or not file.has_begun):
-        told = 0  # PyTorch makes the state in the first step
-    if told is not None and steps is not None and told != steps and (begun or not file.has_begun):
-        problems.append(f"steps is {steps}, but PyTorch has taken {told:g}")
-    return _Age(steps if told is None else int(told), bool(begun))
-
-
-def _common(key: str, names: list[str], file: TorchFile, problems: list[str]) -> float | None:
-    """The number that all parameters of a group have in common, or `None` if they have none."""
-    given = {name: file.states[name][key] for name in names if key in file.states[name]}
-    every = {name: as_number(f"{key} of {name}", value, problems) for name, value in given.items()}
-    numbers = {name: number for name, number in every.items() if number is not None}
-    if len(set(numbers.values())) > 1:
-        each = ", ".join(f"{name}: {number:g}" for name, number in numbers.items())
-        problems.append(f"the parameters of a group must have the same {key}, a chain has one for all of them ({each})")
-    return next(iter(numbers.values()), None)
-
-
-def _numbers(
-    arrays: list[StateArray],
-    age: _Age,
-    reference: Reference | None,
-    members: list[str],
-    file: TorchFile,
-    problems: list[str],
-) -> dict[Any, Any]:
-    """The counts of a group, and the numbers that follow from them."""
-    values: dict[Any, Any] = {}
-    missing: list[str] = []
-    begun = [name for name in members if file.keys[name]]
-    # Where PyTorch's optimizer counts no steps, what the same link counts makes no difference.
-    needless = {array.site.link for array in arrays if reference and _does_without(array.site.link, reference)}
-    for array in arrays:
-        if isinstance(array.field, Gathered) and array.field.torch:
-            given = _common(array.field.torch, begun, file, problems)
-            if given is not None:
-                values[array.place] = jnp.asarray(array.field.from_torch(given), array.value.dtype)
-                continue
-        if not isinstance(array.field, Count | Gathered):
-            continue
-        if age.steps is not None:
-            values[array.place] = after(array, age.steps, problems)
-        elif isinstance(array.field, Count) and (not array.field.is_needed or array.site.link in needless):
-            values[array.place] = jnp.asarray(int(age.has_begun), array.value.dtype)
-        elif array.site.link not in needless:
-            missing.append(array.name)
-    if missing and not (
-        reference and begun and "step" in reference.numbers
-    ):  # a state that lacks it is a problem already
-        whose = reference.name if reference else "optimizer"
-        problems.append(f"steps must be given: PyTorch's {whose} does not count them, and {', '.join(missing)} does")
-    return values
-
-
-def _does_without(link: Link, reference: Reference) -> bool:
-    return "step" not in reference.numbers and link in reference.links
-
-
-def _around(arrays: Iterable[StateArray], ages: Mapping[Groups, _Age], problems: list[str]) -> dict[Any, Any]:
-    """The counts of what stands around groups, and counts with them."""
-    values: dict[Any, Any] = {}
-    for array in arrays:
-        groups = array.site.groups
-        if groups in ages or not isinstance(array.field, Count | Gathered):
-            continue
-        inside = [age for label, age in ages.items() if label[: len(groups)] == groups]
-        told = {age.steps for age in inside}
-        known = [steps for steps in told if steps is not None]
-        if len(told) == 1 and known:
-            values[array.place] = after(array, known[0], problems)
-        elif isinstance(array.field, Count) and not array.field.is_needed:
-            values[array.place] = jnp.asarray(max(known, default=int(any(age.has_begun for age in inside))), jnp.int32)
-        elif told:
-            problems.append(
-                f"steps must be given, one number for all groups: {array.name} counts for all of them, and PyTorch has "
-                f"taken {', '.join('an unknown number' if one is None else str(one) for one in told)}"
-            )
-    return values
 
 
 def _restarting(arrays: Iterable[StateArray]) -> list[str]:

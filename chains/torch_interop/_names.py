@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..algebra._paths import leaves_with_path, path_text, words
-from ._groups import names_by_group, read_groups
 from ._layouts import (
     Layout,
     Layouts,
@@ -21,6 +20,7 @@ from ._layouts import (
     unused_layouts,
 )
 from ._tensors import as_numpy
+from ._torch_groups import names_by_group, read_groups
 
 Names = Callable[[str], str] | Mapping[str, str]
 """From the paths of parameters, such as `"params/Dense_0/kernel"`, to PyTorch's names, such as `"Dense_0.weight"`."""

@@ -48,7 +48,7 @@ def reference_of(
     arrays = state_arrays(where, tx, tx.init(dummy), dummy)
     keys = kept_keys(name)
     moments = {
-        next(key for key in array.field.torch if key in keys): array
+        next(key for key in array.field.torch_names if key in keys): array
         for array in arrays
         if isinstance(array.field, Moment)
     }
@@ -102,27 +102,25 @@ def partners(
     taken: set[str] = set()
     moments = reference.moments if reference else {}
     for array in arrays:
-        if not (isinstance(array.field, Moment) and array.field.torch) or field_of(array) in found:
+        if not (isinstance(array.field, Moment) and array.field.torch_names) or field_of(array) in found:
             continue
-        free = [key for key in array.field.torch if key not in taken]
+        own = array.field.torch_name(array.slot)
+        names = sorted(array.field.torch_names, key=lambda name: name != own)  # the slot's own name comes first
+        free = [key for key in names if key not in taken]
         known = [(key, *_factor(array, moments[key])) for key in free if key in moments]
         by_name = [key for key in free if key not in moments]
         in_file = [key for key in by_name if key in has]
-        partner = next((Partner(key, factor, True) for key, factor, _ in known if factor is not None), None)
+        partner = next((Partner(key, factor, True) for key, factor, _ in known if factor), None)
         if partner is None and in_file:
             partner = Partner(in_file[0], 1.0, False)
         if partner is None:
-            why = next(((key, why) for key, _, why in known if why), None)
-            if why is not None:
-                problems.append(f"{array.name} cannot be made from PyTorch's {why[0]}: {why[1]}")
-                taken.add(why[0])
-            elif is_export and reference is None and len(by_name) > 1:
-                problems.append(
-                    f"PyTorch calls {array.name} {' or '.join(by_name)}, and template does not tell which: its "
-                    "param_groups must have the hyperparameters of one of PyTorch's optimizers"
-                )
+            if known:
+                key, factor, why = known[0]
+                why = "it is multiplied by 0" if factor == 0 else why or "it means something else"
+                problems.append(f"{array.name} cannot be made from PyTorch's {key}: {why}")
+                taken.add(key)
             elif free:
-                partner = Partner([*by_name, *free][0], 1.0, False)
+                partner = Partner(free[0], 1.0, False)
             else:
                 problems.append(f"PyTorch keeps nothing like {array.name}, or only once")
         found[field_of(array)] = partner
@@ -135,7 +133,8 @@ def _factor(array: StateArray, theirs: StateArray) -> tuple[float | None, str]:
     assert isinstance(array.field, Moment)
     assert isinstance(theirs.field, Moment)
     field = dataclasses.replace(array.field, slot=theirs.field.slot)
-    site = array.site._replace(name=theirs.site.name)
+    their = theirs.site
+    site = array.site._replace(name=their.name, is_alone=their.is_alone, is_short=their.is_short)
     return factor_between(array._replace(value=theirs.value, field=field, site=site), theirs)
 
 

@@ -267,7 +267,7 @@ def test_half_precision_updates_are_the_float32_ones_rounded(optimizer: Optimize
     assert signature(updates) == signature(gradients)
     assert signature(state) == signature(wide_state)  # the accumulators are float32
     for name, dtype in _HALVES.items():
-        # The update is rounded once, at the end: half a unit in its last place, or in the last place of what is smallest.
+        # The update is rounded once, at the end: half a unit in its last place, or in that of the smallest number.
         half = jnp.finfo(dtype)
         actual = updates[name].astype(jnp.float32)
         rtol, atol = 0.5 * float(half.eps) + 1e-6, float(half.smallest_subnormal)

@@ -1,4 +1,4 @@
-"""Optax's combinators, each as a function that puts it around an optimizer, for the tests of what acts on optimizers."""
+"""Optax's combinators, each as a function that puts it around an optimizer."""
 
 from collections.abc import Callable
 from typing import Any

@@ -134,7 +134,9 @@ def test_a_gradient_of_another_table_is_refused():
     gradient = row_gradient(jnp.zeros((9, 2)), IDS, ROWS)
     with pytest.raises(ValueError, match=r"must have its table's shape \(6, 2\), got \(9, 2\)"):
         adagrad().update(gradient, adagrad().init(TABLE))
-    with pytest.raises(ValueError, match=r"apply_updates: .* have the shape of its parameter, \(6, 2\), got one .* \(9, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"apply_updates: .* have the shape of its parameter, \(6, 2\), got one .* \(9, 2\)"
+    ):
         apply_updates(TABLE, gradient)
 
 

@@ -291,6 +291,10 @@ def test_wrong_values_and_names_are_refused():
         tx.set_hyperparams(state, eps=1.0)
     with pytest.raises(TypeError, match="chain: an argument must be a link, a chain or an Optax transformation"):
         live(adam)
+    with pytest.raises(
+        TypeError, match=r"live: names must be strings, each an argument of its own, got \['b1', 'b2'\]"
+    ):
+        live(adam(), ["b1", "b2"])  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match=r"Live: 'names' cannot be set, .*; tx.set_hyperparams\(state, ...\) make"):
         tx.names = ()
 
@@ -417,12 +421,13 @@ def test_row_sparse_gradients():
 # The state
 
 
-def test_no_steps_are_counted_that_the_chain_does_not_count():
-    assert LiveState._fields == ("hyperparams", "inner")
+def test_no_steps_are_asked_for_that_the_chain_does_not_count():
+    assert LiveState._fields == ("count", "hyperparams", "inner")
     tx = rmsprop(1e-2)
     params, state = walk(tx, tx.init(PARAMS), PARAMS)
     there = migrate(tx, state, live(tx, "decay"), params)
-    assert there.created == ["hyperparams.decay"] or len(there.created) == 1
+    assert there.created == ["live.count", "live.hyperparams.decay"]
+    assert there.notes == ["live.count counts from 0: the old state does not tell the steps (steps=… does)"]
     back = migrate(live(tx, "decay"), there.state, tx, params)
     chex.assert_trees_all_equal(back.state, state)
 
@@ -469,7 +474,7 @@ def test_optaxs_tree_functions_find_the_values():
     tx = live(adamw(0.5))
     state = tx.init(PARAMS)
     assert float(optax.tree.get(state, "learning_rate")) == 0.5
-    assert optax.tree.get(state, "count") == 0
+    assert optax.tree.get(state.inner, "count") == 0
     kinds = optax.tree_map_params(tx, lambda _: "array", state, transform_non_params=lambda _: "scalar")
     assert kinds.hyperparams == {"learning_rate": "scalar"}
 

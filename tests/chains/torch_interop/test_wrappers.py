@@ -1,5 +1,6 @@
 """What a chain is wrapped in makes no difference to what goes in and out of it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import adam, adamw, chain, live, nadam, param_groups, rmsprop, sgd
+from linkax.chains import adam, adamw, chain, live, nadam, param_groups, rmsprop, sgd, sparse_adam
 from linkax.chains.torch_interop import export_state, from_torch, import_state
 from linkax.transforms import (
     Count,
@@ -39,6 +40,14 @@ def walk(tx, state, weights, steps=6, times=1):
             updates, state = update(gradients(step), state, weights)
             weights = optax.apply_updates(weights, updates)
     return weights, state
+
+
+@functools.cache
+def unwrapped(name):
+    """Where PyTorch's optimizer goes on to, as a chain without anything around it."""
+    file, weights = torch_file(name), params()
+    tx = from_torch((name, file["param_groups"]))
+    return walk(tx, import_state(tx, weights, file), weights)
 
 
 def assert_same(ours, theirs):
@@ -78,7 +87,7 @@ def test_state_goes_in_and_out_through_wrappers(name, around):
     plain = from_torch((name, file["param_groups"]))
     wrapped = AROUND[around](plain)
     steps = STEPS if name == "SGD" else None  # which counts none, and conditionally_transform does
-    expected, plain_state = walk(plain, import_state(plain, weights, file), weights)
+    expected, plain_state = unwrapped(name)
     actual, state = walk(wrapped, import_state(wrapped, weights, file, steps=steps), weights)
     assert_same(actual, expected)
     # Of Adadelta's links none counts; the wrappers may.
@@ -105,7 +114,7 @@ INJECTED = {
 def test_injected_hyperparameters(name):
     file, weights = torch_file(name), params()
     plain, wrapped = from_torch((name, file["param_groups"])), INJECTED[name]()
-    expected, plain_state = walk(plain, import_state(plain, weights, file), weights)
+    expected, plain_state = unwrapped(name)
     actual, state = walk(wrapped, import_state(wrapped, weights, file), weights)
     assert_same(actual, expected)
     assert_same(
@@ -221,6 +230,21 @@ def test_a_momentum_behind_the_learning_rate_is_converted_there_and_back():
     assert_same(actual, expected)
     exported = export_state(velocity, actual, state, file)["state"]
     assert_same(exported, export_state(plain, expected, plain_state, file)["state"])
+
+
+def test_a_momentum_behind_a_learning_rate_that_is_live_goes_neither_in_nor_out():
+    file, weights = torch_file("SGD"), params()
+    tx = live(chain(scale_by_learning_rate(0.1), scale_by_momentum(0.9)))
+    with pytest.raises(ValueError, match="momentum_buffer: a factor that changes from step to step, or is unknown"):
+        import_state(tx, weights, file)
+    with pytest.raises(ValueError, match="momentum_buffer: a factor that|behind a learning rate that is live"):
+        export_state(tx, weights, tx.init(weights), file)
+
+
+def test_a_momentum_behind_a_learning_rate_of_0_remembers_nothing():
+    tx = chain(scale_by_learning_rate(0.0), scale_by_momentum(0.9))
+    with pytest.raises(ValueError, match="cannot be made from PyTorch's momentum_buffer: it is multiplied by 0"):
+        import_state(tx, params(), torch_file("SGD"))
 
 
 def test_a_sum_of_gradients_becomes_an_average():
@@ -433,8 +457,11 @@ def test_a_chain_that_goes_the_other_way_is_a_contradiction_wherever_the_sign_is
         with pytest.raises(ValueError, match="maximize is False in PyTorch's group 0, but the chain goes uphill"):
             import_state(tx, weights, torch_file("SGD"))
         import_state(tx, weights, torch_file("SGD", maximize=True))
+    tx = sgd(0.1, momentum=0.9)
     with pytest.raises(ValueError, match="maximize is True in PyTorch's group 0, but the chain goes downhill"):
-        import_state(sgd(0.1, momentum=0.9), weights, torch_file("SGD", maximize=True))
+        import_state(tx, weights, torch_file("SGD", maximize=True))
+    with pytest.raises(ValueError, match="maximize is True in PyTorch's group 0, but the chain goes downhill"):
+        export_state(tx, weights, tx.init(weights), torch_file("SGD", maximize=True))
     unknown = chain(optax.scale(-1.0), scale_by_momentum(0.9), optax.scale_by_schedule(lambda step: 0.1))
     with pytest.raises(ValueError, match="has another sign than PyTorch's momentum_buffer"):
         import_state(unknown, weights, torch_file("SGD"), steps=3)
@@ -466,16 +493,34 @@ def test_steps_are_given_where_the_chain_does_not_count_them():
         export_state(tx, weights, import_state(tx, weights, torch_file("AdamW")), torch_file("AdamW"), steps=9)
 
 
-def test_a_template_that_does_not_say_what_it_is_is_asked_for_its_hyperparameters_where_names_differ():
+def test_where_the_template_does_not_say_what_it_is_the_moment_tells_the_name():
     tx, weights, file = adamw(1e-3, b2=0.99), params(), torch_file("AdamW")
     state = import_state(tx, weights, file)
     group = file["param_groups"][0]
     group = {"lr": 1e-3, "params": group["params"], "param_names": group["param_names"]}
-    with pytest.raises(
-        ValueError, match="PyTorch calls first.scale_by_momentum.mu momentum_buffer or exp_avg, and templ"
-    ):
-        export_state(tx, weights, state, {"state": {}, "param_groups": [group]})
-    exported = export_state(
-        tx, weights, state, {"state": file["state"], "param_groups": [group]}
-    )  # its state tells, too
-    assert exported["state"][0].keys() == file["state"][0].keys()
+    for template in ({}, file["state"]):
+        exported = export_state(tx, weights, state, {"state": template, "param_groups": [group]})
+        assert_same(exported["state"], file["state"])
+
+
+def test_a_lazy_adam_is_pytorchs_sparse_adam():
+    file, tx, weights = torch_file("AdamW"), sparse_adam(b2=0.99), params()
+    group = file["param_groups"][0]
+    file["param_groups"] = [{"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "maximize": False}]
+    file["param_groups"][0] |= {key: group[key] for key in ("params", "param_names")}
+    state = import_state(tx, weights, file)
+    assert_same(export_state(tx, weights, state, file)["state"], file["state"])
+    # The next step, at the point where all that was is forgotten but what the file has.
+    updates, _ = tx.update(gradients(0), state, weights)
+    m = 0.9 * file["state"][2]["exp_avg"] + 0.1 * gradients(0)["params"]["norm"]["scale"]
+    v = 0.99 * file["state"][2]["exp_avg_sq"] + 0.01 * gradients(0)["params"]["norm"]["scale"] ** 2
+    step = 1e-3 * m / (1 - 0.9**8) / (np.sqrt(v) + 1e-8) * np.sqrt(1 - 0.99**8)
+    np.testing.assert_allclose(updates["params"]["norm"]["scale"], -step, rtol=1e-7)
+
+
+def test_parameters_that_pytorch_calls_otherwise_are_all_that_is_complained_of():
+    file = torch_file("AdamW")
+    file["param_groups"][0]["param_names"] = [f"module.{name}" for name in file["param_groups"][0]["param_names"]]
+    with pytest.raises(ValueError, match="PyTorch has module.fc.weight, and no parameter is called so") as error:
+        import_state(adamw(1e-3, b2=0.99), params(), file)
+    assert "steps must be given" not in str(error.value)

@@ -7,10 +7,11 @@ import optax
 
 from linkax.transforms import Link, Moment, Own
 
-from ..algebra._structure import Groups, StateArray, flatten, groups_of
+from ..algebra._structure import Groups, StateArray, flatten, groups_of, part_at
 from ..running._live import Live
+from ..running._live import _live_already as live_already
 from ._names import TorchParam
-from ._reference import line
+from ._reference import Fields, field_of, line, sign_of
 
 
 class Group(NamedTuple):
@@ -19,9 +20,15 @@ class Group(NamedTuple):
     label: Groups
     links: list[Link]  # one behind the other
     arrays: list[StateArray]
-    is_injected: bool  # whether its numbers are kept in a state of optax.inject_hyperparams
+    live: frozenset[tuple[Link, str]]  # the arguments of links that may be set at any time
+    is_injected: bool  # whether it is inside of optax.inject_hyperparams, where every number may be
     members: list[str]  # PyTorch's names of its parameters
     group: int | None  # PyTorch's group; none if there are several, or none of its parameters is in one
+
+    @property
+    def has_live_rate(self) -> bool:
+        """Whether the learning rate may be among what is live."""
+        return self.is_injected or any(link.sets_sign for link, _ in self.live)
 
 
 def chain_groups(
@@ -33,6 +40,7 @@ def chain_groups(
 ) -> list[Group]:
     """The chain's groups, each of which must be one of PyTorch's."""
     links = flatten("torch_interop: tx", tx)
+    live = frozenset((part_at(links, path), argument) for (path, argument), _ in live_already(links))
     group_of = groups_of(links, params)
     kept = [array for array in arrays if _is_kept(array)]
     every: list[Group] = []
@@ -52,6 +60,7 @@ def chain_groups(
                 label,
                 list(line(links, label)),
                 [array for array in arrays if array.site.groups == label],
+                live,
                 any(
                     isinstance(array.field, Own)
                     and array.field.is_value
@@ -87,3 +96,13 @@ def check_kept(arrays: Iterable[StateArray], problems: list[str]) -> None:
             )
         elif _is_kept(array) and not (isinstance(array.field, Moment) and array.field.torch):
             problems.append(f"PyTorch keeps nothing like {array.name}")
+
+
+def check_signs(group: Group, fields: Fields, problems: list[str]) -> None:
+    """Refuses to turn a moment's sign around where nothing tells whether the chain goes up or down."""
+    for array in group.arrays:
+        partner = fields.get(field_of(array))
+        if partner is not None and partner.factor < 0 and sign_of(group.links) is None:
+            problems.append(
+                f"{array.name} has another sign than PyTorch's {partner.key}, and nothing tells whether it must have"
+            )
