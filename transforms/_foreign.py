@@ -23,13 +23,14 @@ from ._meaning import Count, Field, Moment, Own
 
 
 class Held(NamedTuple):
-    """What a foreign transformation holds; a tuple of transformations has a tuple of states."""
+    """What a foreign transformation holds; a tuple of transformations has a tuple of states. The rest is `Slot`'s."""
 
     tx: optax.GradientTransformation | tuple[optax.GradientTransformation, ...]
     path: tuple[Any, ...]
     kind: Literal["group", "moment", "label", "around"] = "around"
     is_flat: bool = False
-    is_live: bool = False
+    is_live: bool | frozenset[Any] = False
+    gates: bool = False
 
 
 def _no_rebuild(changes: dict[str, Any]) -> Any:
@@ -188,6 +189,7 @@ def _around(
     *others: str,
     path: tuple[str, ...] = ("inner_state",),
     is_flat: bool = False,
+    gates: bool = False,
     **state: Field,
 ) -> Callable[[Mapping[str, Any]], _Combinator]:
     """A combinator around one transformation, which it was given as `argument`."""
@@ -198,7 +200,9 @@ def _around(
         def rebuild(changes: dict[str, Any]) -> Any:
             return make(changes["inner"], **rest)
 
-        return _Combinator({"inner": Held(given[argument], path, is_flat=is_flat)}, rebuild, {argument}, dict(state))
+        return _Combinator(
+            {"inner": Held(given[argument], path, is_flat=is_flat, gates=gates)}, rebuild, {argument}, dict(state)
+        )
 
     return read
 
@@ -259,10 +263,10 @@ def _multi_steps(steps: optax.MultiSteps) -> Anatomy:
         "MultiSteps",
         arguments,
         defaults,
-        {"inner": Held(steps.inner_opt, ("inner_opt_state",))},
+        {"inner": Held(steps.inner_opt, ("inner_opt_state",), gates=True)},
         rebuild,
         {
-            "gradient_step": Count(is_needed=callable(every)),
+            "gradient_step": Count(is_inside=True, is_needed=callable(every)),
             "mini_step": Own(if_unchanged=True),
             "acc_grads": Moment("accumulated {}", if_unchanged=True),
             "skip_state": Own(if_unchanged=True),
@@ -278,9 +282,9 @@ _COMBINATORS: dict[str, Callable[[Mapping[str, Any]], _Combinator]] = {
     "named_chain": _named_chain,
     "partition": _partition,
     "masked": _masked,
-    "apply_if_finite": _around(optax.apply_if_finite, "inner", "max_consecutive_errors"),
-    "conditionally_transform": _around(optax.conditionally_transform, "inner", *_CONDITION, step=Count(of_calls=True)),
-    "conditionally_mask": _around(optax.conditionally_mask, "inner", *_CONDITION, step=Count(of_calls=True)),
+    "apply_if_finite": _around(optax.apply_if_finite, "inner", "max_consecutive_errors", gates=True),
+    "conditionally_transform": _around(optax.conditionally_transform, "inner", *_CONDITION, gates=True, step=Count()),
+    "conditionally_mask": _around(optax.conditionally_mask, "inner", *_CONDITION, gates=True, step=Count()),
     "inject_hyperparams": _inject_hyperparams,
     "flatten": _around(optax.flatten, "inner", path=(), is_flat=True),
     "lookahead": _around(

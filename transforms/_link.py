@@ -42,7 +42,9 @@ class Slot(NamedTuple):
             state of the only one.
         path: Where in the link's state its state is.
         is_flat: Whether the link lays all parameters end to end in one vector.
-        is_live: Whether the link's state holds hyperparameters of the links in it, so that they may have other values.
+        is_live: Which of the links in it have hyperparameters in the link's state, and may have other values; `True`
+            for all.
+        gates: Whether what is in it rests in some of the link's steps.
         kind: `"group"` if it is one of several groups of parameters; `"moment"` if the links see the gradient at the
             link's own place; `"label"` if its name only serves to find what is in it; `"around"` if the link stands
             around a whole optimizer.
@@ -53,7 +55,8 @@ class Slot(NamedTuple):
     path: StatePath
     kind: Literal["group", "moment", "label", "around"]
     is_flat: bool = False
-    is_live: bool = False
+    is_live: "bool | frozenset[Link]" = False
+    gates: bool = False
 
 
 class Alternative(NamedTuple):
@@ -303,10 +306,12 @@ class Link(optax.GradientTransformationExtraArgs):
         found = getattr(made.update, "_linkax_definition", made)
         if isinstance(found, Link):
             found = Slot((found,), False, (), "moment")
+        elif is_sequence(found):
+            found = Slot(found.links, True, (), "moment")
         return found._replace(path=_own_path(self)) if isinstance(found, Slot) else None
 
-    def out(self, stream: Stream, *, is_live: bool = False) -> Stream:
-        """Returns what leaves the link when `stream` comes in; with `is_live`, its numbers may be set to others.
+    def out(self, stream: Stream, *, is_live: "bool | frozenset[Link]" = False) -> Stream:
+        """Returns what leaves the link when `stream` comes in; the numbers of links that are live may be others.
 
         Example:
             >>> from linkax.transforms import mean_square, Stream
@@ -327,7 +332,7 @@ class Link(optax.GradientTransformationExtraArgs):
         stream = stream.squared() if self.is_second_moment else stream
         declared = self._declared
         factor = declared.factor(**self.hyperparams) if callable(declared.factor) else declared.factor
-        if is_live and callable(declared.factor):
+        if callable(declared.factor) and (is_live is True or (is_live and self in is_live)):
             factor = f"the {self.name} of each step"
         if factor is None:
             factor = self._identity
@@ -470,22 +475,31 @@ def _holds(value: Any) -> bool:
     """Whether an argument holds transformations."""
     if isinstance(value, Mapping):
         return bool(value) and all(isinstance(tx, optax.GradientTransformation) for tx in value.values())
-    return isinstance(value, optax.GradientTransformation)
+    return isinstance(value, optax.GradientTransformation | optax.MultiSteps)
+
+
+def _hides(value: Any) -> bool:
+    """Whether an argument holds transformations where nobody looks for them."""
+    return (
+        isinstance(value, list | tuple)
+        and not isinstance(value, optax.GradientTransformation)
+        and any(map(_holds, value))
+    )
 
 
 def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
     return factory(**hyperparams)
 
 
-def through(links: tuple[Link, ...], stream: Stream, *, is_live: bool = False) -> Stream:
+def through(links: tuple[Link, ...], stream: Stream, *, is_live: bool | frozenset[Link] = False) -> Stream:
     """What leaves the last of the links when `stream` comes into the first."""
     return functools.reduce(lambda passing, link: link.out(passing, is_live=is_live), links, stream)
 
 
 def _slot(where: str, held: Held) -> Slot:
     """What a foreign link holds."""
-    if isinstance(held.tx, optax.GradientTransformation):
-        return Slot(links_of(where, held.tx), is_sequence(held.tx), held.path, held.kind, held.is_flat, held.is_live)
+    if isinstance(held.tx, optax.GradientTransformation) or not isinstance(held.tx, tuple):
+        return Slot(links_of(where, held.tx), is_sequence(held.tx), *held[1:])
     return Slot(tuple(map(as_one_link, held.tx)), True, held.path, held.kind)
 
 
@@ -641,7 +655,7 @@ def link(
                 sets_sign=sets_sign,
                 is_row_local=is_row_local,
                 covers_rows=covers_rows,
-                is_opaque=False,
+                is_opaque=any(map(_hides, hyperparams.values())),
                 _declared=declared,
                 _factory=build,
                 _written=factory,

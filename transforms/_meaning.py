@@ -17,10 +17,11 @@ class Moment:
         of: What it is, in words, with `{}` for what comes in: `"average of {}"`. Two moments are the same quantity if
             these words are.
         weight: What a new value is multiplied by when it comes in, from the link's hyperparameters by name:
-            1 − dampening for a dampened sum. `None` for 1. Moments of one quantity that differ in the weight differ by
+            1 − dampening for a dampened sum. `None` for 1. Two sums of one quantity that differ in the weight differ by
             a factor.
         is_average: Whether the weights of the old and the new add up to 1, from the hyperparameters by name; such
-            moments are of one size, whatever their memory.
+            moments are of one size, whatever their memory, and are never rescaled for another decay. An exponential
+            average has to say so.
         power: In which power what comes in goes into it: 2 for a mean of squares.
         torch: What PyTorch's optimizers call it in their `state_dict`; where that depends on the slot the link is in,
             a dictionary from slots (`"first"`, `""` for all others) to names.
@@ -57,16 +58,16 @@ class Count:
     """A field with one whole number: how many steps the optimizer has taken.
 
     Attributes:
-        of_calls: Whether it counts steps that what is inside the link does not take.
+        is_inside: Whether it counts the steps of what is inside the link, which may rest in some of the link's own.
         is_needed: Whether the updates depend on it.
 
     Example:
         >>> from linkax.transforms import Count
-        >>> Count().of_calls
-        False
+        >>> Count().is_needed
+        True
     """
 
-    of_calls: bool = False
+    is_inside: bool = False
     is_needed: bool = True
 
 

@@ -75,5 +75,5 @@ def _row(x: Line, y: Line) -> tuple[str, str, str]:
     own, others = ({k: identity_of(v) for k, v in z.hyperparams.items()} for z in (x.link, y.link))
     slots = {*x.link.holders(), *y.link.holders()}  # these have lines of their own
     changed = {name for name in (own | others).keys() - slots if own.get(name) != others.get(name)}
-    mark = "|" if changed or not slots else " "
+    mark = "|" if changed or not (x.link.slots or y.link.slots) else " "
     return x.branch + own_text(x.link, changed), mark, y.branch + own_text(y.link, changed)

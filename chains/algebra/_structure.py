@@ -98,7 +98,8 @@ class Site(NamedTuple):
     is_flat: bool = False  # whether all its parameters are one vector
     is_alone: bool = False  # whether the moment it is inside of has no other beside it
     is_short: bool = False  # whether an abbreviation stands for it, as RMSprop's scale_by_rms
-    is_live: bool = False  # whether hyperparameters may be set while training runs
+    is_live: bool | frozenset[Link] = False  # whose hyperparameters may be set while training runs
+    clock: tuple[str, ...] = ()  # what around it lets it rest in some steps, so that it counts fewer
 
 
 def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTransformation, state: Any) -> Any:
@@ -140,7 +141,11 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
                 others = [other for other in link.slots.values() if other is not slot]
                 alone = all(one.is_identity for other in others for one in other.links)
                 within = site._replace(name=f"{site.name}{name}.", is_alone=alone)
-            within = within._replace(is_flat=site.is_flat or slot.is_flat, is_live=site.is_live or slot.is_live)
+            within = within._replace(
+                is_flat=site.is_flat or slot.is_flat,
+                is_live=_both(site.is_live, slot.is_live),
+                clock=(*site.clock, link.name) if slot.gates else site.clock,
+            )
             inner[slot.path] = visit_all(slot.links, slot.is_sequence, held, within)
             if slot.kind == "label":
                 site = site._replace(stream=through(slot.links, site.stream, is_live=site.is_live))
@@ -158,6 +163,12 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
 
     start: Any = Site((), "", None, Stream())  # pyright: ignore[reportArgumentType]  # `fn` sees it with a link
     return visit_all(flatten(where, tx), is_sequence(tx), state, start)
+
+
+def _both(one: bool | frozenset[Link], other: bool | frozenset[Link]) -> bool | frozenset[Link]:
+    if one is True or other is True:
+        return True
+    return (one or frozenset()) | (other or frozenset())
 
 
 def _held(link: Link) -> Mapping[str, Slot]:
@@ -248,6 +259,12 @@ class StateArray(NamedTuple):
     def is_count(self) -> bool:
         """Whether it counts the steps of its optimizer."""
         return isinstance(self.field, Count)
+
+    @property
+    def clock(self) -> tuple[str, ...]:
+        """What lets it rest in some steps."""
+        inside = isinstance(self.field, Count) and self.field.is_inside
+        return (*self.site.clock, self.site.link.name) if inside else self.site.clock
 
     @property
     def quantity(self) -> str:
@@ -377,6 +394,13 @@ def explain_state(where: str, error: Exception, tx: optax.GradientTransformation
     except Exception:  # then something else is wrong, and `error` says what
         return
     different = _first_difference(expected, state, "state")
+    if different is None:
+        for (path, wanted), got in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state)):
+            if np.shape(wanted) != np.shape(got):
+                raise ValueError(
+                    f"{where}: state must be one for these parameters: state{jax.tree_util.keystr(path)} has the shape "
+                    f"{np.shape(got)} instead of {np.shape(wanted)}; linkax.chains.migrate makes the state for others"
+                ) from error
     if different is not None and different[1] != different[2]:  # the same with other keys comes from other parameters
         place, wanted, got = different
         links = flatten(where, tx)

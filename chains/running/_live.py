@@ -22,7 +22,7 @@ from ._knobs import Knob, Panel, Target
 class LiveState(NamedTuple):
     """State of a `Live` optimizer."""
 
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken, for whoever reads it
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: updates made, for whoever reads it
     hyperparams: dict[str, jax.Array]  # () float: the values that are live, as the last step used them
     inner: Any  # the chain's state
 
@@ -57,7 +57,7 @@ class Live(optax.GradientTransformationExtraArgs):
         return Anatomy(
             "live",
             {"names": list(self.names)},
-            holds={"inner": Held(self.chain, ("inner",), is_live=True)},
+            holds={"inner": Held(self.chain, ("inner",), is_live=self._live_links())},
             rebuild=lambda changes: live(changes["inner"], *self.names),
             state={
                 "count": Count(is_needed=False),
@@ -69,6 +69,23 @@ class Live(optax.GradientTransformationExtraArgs):
             out="{}",
             factor=1.0,
         )
+
+    def _live_links(self) -> frozenset[Link]:
+        return frozenset(part_at(self.chain.links, path) for knob in self._found.values() for path, _ in knob.targets)
+
+    def _check_state(self, method: str, state: Any) -> None:
+        """Raises if it is no state of this optimizer."""
+        given = set(state.hyperparams) if isinstance(state, LiveState) else None
+        if given != set(self.names):
+            got = (
+                type(state).__name__
+                if given is None
+                else f"one in which {', '.join(sorted(given)) or 'nothing'} is live"
+            )
+            raise ValueError(
+                f"Live.{method}: state must be one that this optimizer's init has made, with {', '.join(self.names)} live, "
+                f"got {got}; linkax.chains.migrate makes the state of one optimizer into that of another"
+            )
 
     def hyperparams(self, state: LiveState) -> dict[str, Any]:
         """Returns the values of the live hyperparameters: those set, and of schedules what the last step used.
@@ -82,6 +99,7 @@ class Live(optax.GradientTransformationExtraArgs):
             >>> tx.hyperparams(tx.init(jnp.ones(2)))
             {'learning_rate': 0.5}
         """
+        self._check_state("hyperparams", state)
         values = {name: jnp.asarray(state.hyperparams[name]) for name in self.names}
         return {name: value if is_traced(value) or value.ndim else float(value) for name, value in values.items()}
 
@@ -107,6 +125,7 @@ class Live(optax.GradientTransformationExtraArgs):
             >>> print(updates)
             [-0.25 -0.25]
         """
+        self._check_state("set_hyperparams", state)
         new = {**(values or {}), **more}
         for name in new:
             if name not in self._found:
@@ -216,6 +235,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
         return LiveState(count, values, with_numbers(values).init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        self._check_state("update", state)
         try:
             values = {**state.hyperparams, **{name: at_present(name, state) for name in schedules}}
             updates, inner = with_numbers(values).update(updates, state.inner, params, **extra_args)

@@ -42,8 +42,8 @@ class Migration(NamedTuple):
             group's name in front if there are groups.
         converted: The arrays taken over in other units: a sum that has become an average, a buffer that has moved to
             the other side of the learning rate.
-        created: The arrays that the old state does not have. They start anew, but for counts: a new link counts with
-            the others of its group.
+        created: The arrays that the old state does not have. They start anew, but for counts and what follows from
+            them: a new link counts with the others of its group.
         dropped: The arrays of the old state that the new optimizer has no use for.
         mixed: Parameters whose moments come from another number of steps than their group counts: new ones in an old
             group, or parameters of several ages in one group. Their bias correction is not exact.
@@ -139,9 +139,9 @@ def migrate(
         takes the state as `opt_state`; an `nnx.Optimizer` is changed by `migrate_nnx`.
 
     Raises:
-        ValueError: If `old_state` is not a state of `old_tx`; if no moment could be kept though there are some; if a
-            count is needed that nothing tells; if something that cannot be looked into has changed; if a label of
-            `new_tx` is wrong (`param_groups`).
+        ValueError: If `old_state` is not a state of `old_tx`; if nothing at all could be kept though the parameters
+            have moments on both sides; if a count is needed that nothing tells; if something that cannot be looked into
+            has changed; if a label of `new_tx` is wrong (`param_groups`).
         TypeError: If a transformation is none.
 
     Differences:
@@ -185,7 +185,9 @@ def migrate(
     new = state_arrays("migrate: new_tx", new_tx, fresh, params)
     old = _renested(old, params)
     ages = _ages(old_tx, old, params, steps)
-    calls = {array.site.groups: int(array.value) for array in old if _is_of_calls(array)}
+    outside = {
+        (a.site.groups, a.clock): int(a.value) for a in old if a.is_count and a.clock != _clock(old, a.site.groups)
+    }
     homes = _homes(old_tx, old, params)
     sources = _sources(new_tx, new, params, homes, ages)
     matches, notes = _matches(old, new, sources, keep_live)
@@ -199,7 +201,13 @@ def migrate(
             other, factor = matched[array.place]
             values[array.place] = _converted(other.value, factor, array.value)
         elif not _begins_anew(array, new, matched):
-            value = _counted(array, ages, calls, sources[array.site.groups], missing, notes)
+            source = sources[array.site.groups]
+            age = None if source is None else ages[source]
+            if array.is_count and array.clock != _clock(
+                new, array.site.groups
+            ):  # it stands outside, where others count
+                age = outside.get((source or (), array.clock), outside.get(((), array.clock), age))
+            value = None if source is None else _counted(array, age, missing, notes)
             values |= {} if value is None else {array.place: jnp.asarray(value, array.value.dtype)}
     if missing:
         raise ValueError(
@@ -237,6 +245,7 @@ def _converted(value: Any, factor: float, like: Any) -> jax.Array:
 def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: Any) -> None:
     """Raises if a link's state is not of the kind that the link makes."""
     kinds: dict[tuple[Groups, str], type] = {}
+    plain = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
     def note(site: Site, state: Any) -> Any:
         kinds[site.groups, site.name] = type(state)
@@ -244,7 +253,7 @@ def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: A
 
     def check(site: Site, state: Any) -> Any:
         kind = kinds.get((site.groups, site.name), type(state))
-        if type(state) is not kind:
+        if type(state) is not kind and not (isinstance(state, plain) and issubclass(kind, plain)):
             raise ValueError(
                 f"migrate: old_state must be a state of old_tx, with a {kind.__name__} for {site.name}, got a "
                 f"{type(state).__name__}"
@@ -284,6 +293,9 @@ def _renested(old: list[StateArray], params: Any) -> list[StateArray]:
         return len(list(columns))
 
     found: dict[Any, Param] = {}
+    if len(before) == len(shapes) == 1 and () in {*before, *shapes}:  # an array that has become a tree of one, or was
+        (path, shape), (to, new_shape) = *before.items(), *shapes.items()
+        found = {path: to} if shape == new_shape else {}
     for cut, skip in itertools.product(range(common(before) + 1), range(common(shapes) + 1)):
         front = next(iter(shapes))[:skip]
         renamed = {path: (*front, *path[cut:]) for path in before}
@@ -299,16 +311,26 @@ def _ages(
     """How many steps each group that is not frozen has taken, if its state or the caller says so."""
     ages: dict[Groups, int | None] = dict.fromkeys(groups_of(flatten("migrate", old_tx), params).values())
     ages |= dict.fromkeys(array.site.groups for array in old)
+    clocks = {groups: _clock(old, groups) for groups in ages}
     for array in old:
-        if isinstance(array.field, Count) and not _is_of_calls(array):
+        if array.is_count and array.clock == clocks[array.site.groups]:
             ages[array.site.groups] = max(ages[array.site.groups] or 0, int(array.value))
     for groups, age in ages.items():
         if age is not None and steps is not None and age != steps:
             whose = f"the group {'.'.join(groups)}" if groups else "the old state"
             raise ValueError(f"migrate: steps must be what the old state counts, {age} in {whose}, got {steps}")
-    around = ages.get((), steps)  # what stands around groups counts with them
-    told = steps if around is None else around
-    return {groups: told if age is None else age for groups, age in ages.items()}
+    around = {clocks[()]: ages[()]} if () in ages else {}  # what stands around groups counts with them
+    told = {groups: around.get(clocks[groups]) for groups in ages}
+    told = {groups: steps if age is None else age for groups, age in told.items()}
+    return {groups: told[groups] if age is None else age for groups, age in ages.items()}
+
+
+def _clock(arrays: Iterable[StateArray], groups: Groups) -> tuple[str, ...]:
+    """What lets the moments of a group rest in some steps, or its counts where it has none: its own clock."""
+    own = [array for array in arrays if array.site.groups == groups]
+    moments = [array for array in own if isinstance(array.field, Moment) and not array.field.if_unchanged]
+    counting = moments or [array for array in own if array.is_count]
+    return max((array.clock for array in counting), key=len, default=())
 
 
 def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any) -> dict[Param | None, Groups]:
@@ -353,7 +375,7 @@ def _matches(
     old: list[StateArray], new: list[StateArray], sources: Mapping[Groups, Groups | None], keep_live: bool
 ) -> tuple[list[Match], list[str]]:
     """The new arrays that old ones stand for, and why others that look alike do not."""
-    notes: list[str] = []
+    reasons: dict[Any, str] = {}
     free = {array.place for array in old}
     matches: list[Match] = []
     by_param: dict[Any, list[StateArray]] = {}
@@ -374,9 +396,10 @@ def _matches(
                     matches.append((array, other, factor))
                     links.setdefault(_link(array), set()).add(_link(other))
                     break
-                if why and same_name:
-                    notes.append(f"{array.name} starts anew: {why}")
+                if why and (same_name or array.place not in reasons):
+                    reasons[array.place] = f"{array.name} starts anew: {why}"
     kept = {array.place for array, _, _ in matches}
+    notes = [why for place, why in reasons.items() if place not in kept]
     for array in new:  # a count may go on in several groups
         source = sources[array.site.groups]
         if array.is_moment or source is None or _begins_anew(array, new, kept):
@@ -409,7 +432,8 @@ def _factor(array: StateArray, other: StateArray) -> tuple[float | None, str]:
     assert isinstance(new, Moment)
     assert isinstance(old, Moment)
     if not array.has_slot_of(other):
-        return None, ""
+        is_same = array.quantity == other.quantity
+        return None, f"the {other.quantity} was {_role(other)}, and is {_role(array)} now" if is_same else ""
     if array.quantity != other.quantity:
         return None, f"it was the {other.quantity}, and is the {array.quantity} now"
     if new.if_unchanged and _arguments(array.site.link) != _arguments(other.site.link):
@@ -417,31 +441,44 @@ def _factor(array: StateArray, other: StateArray) -> tuple[float | None, str]:
     if streams[0].unknown != streams[1].unknown and new.power:
         return None, "a factor that changes from step to step, or is unknown, stands in front of it on one side"
     factor = (streams[0].factor / streams[1].factor) ** new.power if streams[1].factor else 0.0
-    share = _share(new, array.site.link, old, other.site.link)
+    share = _share(array, other)
     if share is None:
         return None, "what a new value is weighted with has changed, and not by a factor that is known"
     return factor * share, ""
 
 
-def _share(new: Moment, new_link: Link, old: Moment, old_link: Link) -> float | None:
+def _role(array: StateArray) -> str:
+    """What a moment is for, in words."""
+    return f"the {array.slot} moment of a ratio" if array.slot else "a moment of its own"
+
+
+def _share(array: StateArray, other: StateArray) -> float | None:
     """The weight of a new value in the new moment, over that in the old one; `None` if nobody knows."""
 
-    def is_average(field: Moment, link: Link) -> bool:
-        return field.weight is None if field.is_average is None else field.is_average(**link.hyperparams)
+    def is_average(one: StateArray) -> bool:
+        assert isinstance(one.field, Moment)
+        if one.field.is_average is None:
+            return one.field.weight is None
+        return one.field.is_average(**one.site.link.hyperparams)
 
-    def weight(field: Moment, link: Link) -> float | None:
+    def weight(one: StateArray) -> float | None:
+        assert isinstance(one.field, Moment)
+        if one.field.weight is None:
+            return 1.0
+        if one.site.is_live is True or (one.site.is_live and one.site.link in one.site.is_live):
+            return None  # it may have been set to anything
         try:
-            value = 1.0 if field.weight is None else field.weight(**link.hyperparams)
+            value = one.field.weight(**one.site.link.hyperparams)
         except TypeError:  # a schedule
             return None
         return None if value is None or is_traced(value) else float(value)
 
-    if is_average(new, new_link) and is_average(old, old_link):  # of one size, whatever their memory
+    if is_average(array) and is_average(other):  # of one size, whatever their memory
         return 1.0
-    after, before = weight(new, new_link), weight(old, old_link)
+    after, before = weight(array), weight(other)
     if after and before:
         return after / before
-    return 1.0 if _arguments(new_link) == _arguments(old_link) else None
+    return 1.0 if _arguments(array.site.link) == _arguments(other.site.link) else None
 
 
 def _arguments(link: Link) -> Any:
@@ -483,22 +520,10 @@ def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[A
     return isinstance(array.field, Gathered | Count) and bool(moments) and not any(moments)
 
 
-def _is_of_calls(array: StateArray) -> bool:
-    return isinstance(array.field, Count) and array.field.of_calls
-
-
-def _counted(
-    array: StateArray,
-    ages: Mapping[Groups, int | None],
-    calls: Mapping[Groups, int],
-    source: Groups | None,
-    missing: list[str],
-    notes: list[str],
-) -> float | None:
+def _counted(array: StateArray, age: int | None, missing: list[str], notes: list[str]) -> float | None:
     """What a count, or a number that follows from it, is after as many steps as its group has taken."""
-    if source is None or isinstance(array.field, Moment | Own):
+    if isinstance(array.field, Moment | Own):
         return None
-    age = calls.get(source, ages[source]) if _is_of_calls(array) else ages[source]
     if age is None:
         if isinstance(array.field, Count) and not array.field.is_needed:
             notes.append(f"{array.name} counts from 0: the old state does not tell the steps (steps=… does)")

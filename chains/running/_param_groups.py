@@ -1,5 +1,6 @@
 """Groups of parameters, each with an optimizer of its own."""
 
+import inspect
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import optax
 
 from linkax.transforms import SLOT, Link, link
+from linkax.transforms._describe import describe
 from linkax.transforms._precision import wide_inside
 from linkax.transforms._trees import Said, is_function, said_of
 
@@ -78,10 +80,24 @@ def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Cal
         raise TypeError(f"param_groups: groups must be a dictionary from names to chains, got {groups!r}")
     if not groups:
         raise ValueError(f"param_groups: groups must have at least one group, got {groups!r}")
+    groups = {
+        name: tx.gradient_transformation() if isinstance(tx, optax.MultiSteps) else tx for name, tx in groups.items()
+    }
     for name, tx in groups.items():
         if not isinstance(name, str) or not isinstance(tx, optax.GradientTransformation):
             raise TypeError(f"param_groups: groups must be a dictionary from names to chains, got {name!r}: {tx!r}")
-    if not is_function(labels):
+    if is_function(labels):
+        try:
+            inspect.signature(labels).bind("path", None)
+        except TypeError:
+            raise TypeError(
+                "param_groups: labels must be a function of two arguments, a parameter's path and the parameter, or a "
+                f"tree, got {describe(labels)}; a function from all parameters to a tree, as optax.partition takes it, "
+                "can be called: labels(params)"
+            ) from None
+        except ValueError:  # nobody knows what it takes
+            pass
+    else:
         labels = jax.tree.map(lambda label: label, labels)  # a copy: what the caller does to his tree is not ours
     return chain(partition(dict(groups), labels))
 

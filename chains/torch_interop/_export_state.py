@@ -145,11 +145,11 @@ def _check_rates(part: Group, fields: Fields, problems: list[str]) -> None:
 
 def _count(part: Group, reference: Reference | None, steps: int | None, problems: list[str]) -> tuple[int, bool]:
     """How many steps a group has taken, and whether it has taken any."""
-    counts = [(array, field) for array in part.arrays if isinstance(field := array.field, Count) and not field.of_calls]
+    counts = [(array, field) for array in part.arrays if isinstance(field := array.field, Count)]
     # PyTorch's step is that of the moments. A wrapper may count more than what is inside; the innermost comes first.
     of_moments = [array for array, _ in counts if _keeps_moments(array.site.link)]
     of_links = [array for array, field in counts if field.is_needed and not array.site.link.slots]
-    around = [array for array, _ in counts[:1]]
+    around = [array for array, _ in counts if len(array.clock) == max(len(one.clock) for one, _ in counts)][:1]
     numbers = {array.name: int(array.value) for array in of_moments or of_links or around}
     if len(set(numbers.values())) > 1:
         each = ", ".join(f"{name}: {number}" for name, number in numbers.items())

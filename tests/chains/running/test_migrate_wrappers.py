@@ -1,5 +1,6 @@
 """`migrate` sees through whatever Optax wraps around an optimizer."""
 
+import functools
 import itertools
 
 import chex
@@ -73,11 +74,24 @@ def walk(tx, state, params, first=0, steps=6):
     return params, state
 
 
+def filled(state):
+    """A state as it might be after some steps, without the time that these take."""
+    numbers = iter(range(1, 1000))
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if leaf.dtype == bool or "mini_step" in name or "hyperparams" in name:
+            return leaf
+        return leaf + 6 if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf + next(numbers) / 1000
+
+    return jax.tree_util.tree_map_with_path(fill, state)
+
+
 @each_wrapper
 @each_optimizer
 def test_the_same_chain_in_the_same_wrapper_goes_on_to_the_bit(tx, wrap):
     wrapped, params = wrap(tx), some_params()
-    params, state = walk(wrapped, wrapped.init(params), params)
+    state = filled(wrapped.init(params))
     migration = migrate(wrapped, state, wrapped, params)
     chex.assert_trees_all_equal(migration.state, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(migration.state, state)
@@ -94,13 +108,14 @@ def test_a_changed_chain_in_a_wrapper_goes_on_as_without_the_wrapper(old, new, w
         "sgd": sgd(SCHEDULE, momentum=0.9),
         "sgd with decay": sgd(SCHEDULE, momentum=0.9, nesterov=True, weight_decay=0.1),
     }
-    found = []
-    for around in (wrap, WRAPPERS["plain"]):
+
+    @functools.cache
+    def changed(around):
         before, after, params = around(made[old]), around(made[new]), some_params()
-        params, state = walk(before, before.init(params), params)
-        params, _ = walk(after, migrate(before, state, after, params).state, params, first=6)
-        found.append(params)
-    assert_close(*found)
+        params, state = walk(before, before.init(params), params, steps=3)
+        return walk(after, migrate(before, state, after, params).state, params, first=3, steps=3)[0]
+
+    assert_close(changed(wrap), changed(WRAPPERS["plain"]))
 
 
 PAIRS = [pair for pair in itertools.product(WRAPPERS, WRAPPERS) if "plain" in pair or "nested" in pair]
