@@ -6,6 +6,7 @@ is, and what its own state means are declared there too.
 """
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
@@ -29,6 +30,9 @@ Place = Literal["gradient", "moment", "step", "update"]
 
 _PLACES = ", ".join(map(repr, get_args(Place)))
 
+Live = bool | frozenset[tuple[Any, str]]
+"""Which hyperparameters may have been set to other values: those of some links, by their names; `True`: all arrays."""
+
 StatePath = tuple[Any, ...]
 """The way from a link's state to a part of it: names of fields, keys of dictionaries, indices of tuples."""
 
@@ -42,8 +46,8 @@ class Slot(NamedTuple):
             state of the only one.
         path: Where in the link's state its state is.
         is_flat: Whether the link lays all parameters end to end in one vector.
-        is_live: Which of the links in it have hyperparameters in the link's state, and may have other values; `True`
-            for all.
+        is_live: Which hyperparameters of the links in it are in the link's state, and may have other values; `True` for
+            all that are arrays.
         gates: Whether what is in it rests in some of the link's steps.
         kind: `"group"` if it is one of several groups of parameters; `"moment"` if the links see the gradient at the
             link's own place; `"label"` if its name only serves to find what is in it; `"around"` if the link stands
@@ -55,7 +59,7 @@ class Slot(NamedTuple):
     path: StatePath
     kind: Literal["group", "moment", "label", "around"]
     is_flat: bool = False
-    is_live: "bool | frozenset[Link]" = False
+    is_live: Live = False
     gates: bool = False
 
 
@@ -251,6 +255,15 @@ class Link(optax.GradientTransformationExtraArgs):
         """Returns the arguments that hold transformations."""
         return [name for name, value in self.hyperparams.items() if _holds(value)]
 
+    def settled(self, is_live: Live) -> Mapping[str, Any]:
+        """Returns the hyperparameters, with NaN for those that may have been set to anything."""
+        if not is_live:
+            return self.hyperparams
+        return {
+            name: math.nan if (isinstance(value, jax.Array) if is_live is True else (self, name) in is_live) else value
+            for name, value in self.hyperparams.items()
+        }
+
     def labels_for(self, params: Any) -> Any:
         """What says which of its groups each parameter belongs to, as `linkax.chains.param_groups` takes it."""
         if self._anatomy is None:
@@ -310,7 +323,7 @@ class Link(optax.GradientTransformationExtraArgs):
             found = Slot(found.links, True, (), "moment")
         return found._replace(path=_own_path(self)) if isinstance(found, Slot) else None
 
-    def out(self, stream: Stream, *, is_live: "bool | frozenset[Link]" = False) -> Stream:
+    def out(self, stream: Stream, *, is_live: Live = False) -> Stream:
         """Returns what leaves the link when `stream` comes in; the numbers of links that are live may be others.
 
         Example:
@@ -331,8 +344,8 @@ class Link(optax.GradientTransformationExtraArgs):
             stream = through(slot.links, stream, is_live=is_live) if slot.kind == "label" else stream
         stream = stream.squared() if self.is_second_moment else stream
         declared = self._declared
-        factor = declared.factor(**self.hyperparams) if callable(declared.factor) else declared.factor
-        if callable(declared.factor) and (is_live is True or (is_live and self in is_live)):
+        factor = declared.factor(**self.settled(is_live)) if callable(declared.factor) else declared.factor
+        if isinstance(factor, float) and math.isnan(factor):
             factor = f"the {self.name} of each step"
         if factor is None:
             factor = self._identity
@@ -491,7 +504,7 @@ def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
     return factory(**hyperparams)
 
 
-def through(links: tuple[Link, ...], stream: Stream, *, is_live: bool | frozenset[Link] = False) -> Stream:
+def through(links: tuple[Link, ...], stream: Stream, *, is_live: Live = False) -> Stream:
     """What leaves the last of the links when `stream` comes into the first."""
     return functools.reduce(lambda passing, link: link.out(passing, is_live=is_live), links, stream)
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from linkax.transforms import Count, Gathered, Link, Moment, Own, Slot, Stream
-from linkax.transforms._link import is_sequence, links_of, through
+from linkax.transforms._link import Live, is_sequence, links_of, through
 
 from ._paths import KeyPath, bare, labels_by_path, leaves_with_path, words
 
@@ -98,7 +98,7 @@ class Site(NamedTuple):
     is_flat: bool = False  # whether all its parameters are one vector
     is_alone: bool = False  # whether the moment it is inside of has no other beside it
     is_short: bool = False  # whether an abbreviation stands for it, as RMSprop's scale_by_rms
-    is_live: bool | frozenset[Link] = False  # whose hyperparameters may be set while training runs
+    is_live: Live = False  # whose hyperparameters may be set while training runs
     clock: tuple[str, ...] = ()  # what around it lets it rest in some steps, so that it counts fewer
 
 
@@ -165,7 +165,7 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
     return visit_all(flatten(where, tx), is_sequence(tx), state, start)
 
 
-def _both(one: bool | frozenset[Link], other: bool | frozenset[Link]) -> bool | frozenset[Link]:
+def _both(one: Live, other: Live) -> Live:
     if one is True or other is True:
         return True
     return (one or frozenset()) | (other or frozenset())

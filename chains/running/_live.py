@@ -57,7 +57,7 @@ class Live(optax.GradientTransformationExtraArgs):
         return Anatomy(
             "live",
             {"names": list(self.names)},
-            holds={"inner": Held(self.chain, ("inner",), is_live=self._live_links())},
+            holds={"inner": Held(self.chain, ("inner",), is_live=self._settable())},
             rebuild=lambda changes: live(changes["inner"], *self.names),
             state={
                 "count": Count(is_needed=False),
@@ -70,8 +70,9 @@ class Live(optax.GradientTransformationExtraArgs):
             factor=1.0,
         )
 
-    def _live_links(self) -> frozenset[Link]:
-        return frozenset(part_at(self.chain.links, path) for knob in self._found.values() for path, _ in knob.targets)
+    def _settable(self) -> frozenset[tuple[Link, str]]:
+        numbers = [knob for knob in self._found.values() if not callable(knob.value)]
+        return frozenset((part_at(self.chain.links, path), name) for knob in numbers for path, name in knob.targets)
 
     def _check_state(self, method: str, state: Any) -> None:
         """Raises if it is no state of this optimizer."""
@@ -83,8 +84,8 @@ class Live(optax.GradientTransformationExtraArgs):
                 else f"one in which {', '.join(sorted(given)) or 'nothing'} is live"
             )
             raise ValueError(
-                f"Live.{method}: state must be one that this optimizer's init has made, with {', '.join(self.names)} live, "
-                f"got {got}; linkax.chains.migrate makes the state of one optimizer into that of another"
+                f"Live.{method}: state must be one that this optimizer's init has made, with {', '.join(self.names)} "
+                f"live, got {got}; linkax.chains.migrate makes the state of one optimizer into that of another"
             )
 
     def hyperparams(self, state: LiveState) -> dict[str, Any]:

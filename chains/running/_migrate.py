@@ -1,6 +1,7 @@
 """The state for a changed optimizer, or for changed parameters, in the middle of a run."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -465,13 +466,11 @@ def _share(array: StateArray, other: StateArray) -> float | None:
         assert isinstance(one.field, Moment)
         if one.field.weight is None:
             return 1.0
-        if one.site.is_live is True or (one.site.is_live and one.site.link in one.site.is_live):
-            return None  # it may have been set to anything
         try:
-            value = one.field.weight(**one.site.link.hyperparams)
+            value = one.field.weight(**one.site.link.settled(one.site.is_live))
         except TypeError:  # a schedule
             return None
-        return None if value is None or is_traced(value) else float(value)
+        return None if value is None or is_traced(value) or math.isnan(value) else float(value)
 
     if is_average(array) and is_average(other):  # of one size, whatever their memory
         return 1.0

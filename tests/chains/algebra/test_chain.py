@@ -295,3 +295,11 @@ def test_attributes_of_a_chain_cannot_be_set():
     other = tx._replace(update=optax.identity().update)
     assert [link.name for link in other.links] == ["identity"]
     assert repr(other) == "chain\n└─ identity()"
+
+
+def test_a_state_for_other_shapes_is_told():
+    old, new = {"w": jnp.ones(1)}, {"w": jnp.ones(3)}
+    with pytest.raises(
+        ValueError, match=r"Chain.update: state must be one for these parameters: state.*mu.* \(1,\) instead"
+    ):
+        adam().update(new, adam().init(old), new)

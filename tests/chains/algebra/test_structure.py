@@ -23,8 +23,10 @@ from linkax.chains import (
     rmsprop,
     sgd,
 )
-from linkax.chains.algebra._structure import parts
+from linkax.chains.algebra._structure import groups_of, parts, state_arrays
+from linkax.chains.torch_interop import export_state, import_state
 from linkax.transforms import (
+    Moment,
     add_l2_to_grad,
     decoupled_weight_decay,
     lazy,
@@ -253,3 +255,42 @@ def test_any_nesting_prints_migrates_to_itself_and_can_be_swapped_and_swapped_ba
         changed = tx.swap(part.name, optax.centralize())
         assert changed != tx
         assert changed.swap(part.name.rpartition(".")[0] + "." * ("." in part.name) + "centralize", part.link) == tx
+
+
+@hypothesis.given(random_optimizers())
+@hypothesis.settings(max_examples=25)
+def test_any_nesting_goes_to_pytorch_and_back(inner):
+    tx = chain(inner)
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    arrays = state_arrays("test", tx, state, PARAMS)
+    counts = {int(array.value) for array in arrays if array.is_count}
+    if counts - {1}:  # a condition that PyTorch does not have lets something rest
+        return
+    together = len(set(groups_of(tx.links, PARAMS).values())) == 1
+    names = [["body.w", "head"]] if together else [["body.w"], ["head"]]
+    numbers = iter(range(2))
+    groups = [{"params": [next(numbers) for _ in own], "param_names": own} for own in names]
+    exported = export_state(tx, PARAMS, state, {"state": {}, "param_groups": groups}, steps=1)
+    again = import_state(tx, PARAMS, exported, steps=1)
+    for array, new in zip(arrays, state_arrays("test", tx, again, PARAMS)):
+        if isinstance(array.field, Moment) and not array.field.if_unchanged:
+            # One multiplication by the learning rate and one division, in float32.
+            chex.assert_trees_all_close(new.value, array.value, rtol=1e-6)
+        elif array.is_count:
+            assert int(new.value) == 1
+
+
+def test_a_multi_steps_object_may_stand_anywhere():
+    steps = optax.MultiSteps(sgd(0.1), 4)
+    injected = optax.inject_hyperparams(lambda rate: optax.MultiSteps(sgd(rate), 4))(rate=0.5)
+    assert "MultiSteps(every_k_schedule=4)" in repr(chain(injected))
+    groups = param_groups({"all": steps}, lambda path, w: "all")
+    assert "MultiSteps(every_k_schedule=4)" in repr(groups)
+    assert groups.init(PARAMS)
+
+
+def test_diff_marks_only_what_differs():
+    before, after = (chain(optax.masked(sgd(rate), True)) for rate in (0.1, 0.2))
+    marked = [line for line in diff(before, after).splitlines() if "  |  " in line]
+    assert len(marked) == 1
+    assert "*learning_rate=0.1*" in marked[0]

@@ -519,3 +519,12 @@ def test_in_flax_nnx():
     optimizer.update(model, grads)
     np.testing.assert_array_equal(model.kernel[...], before - 0.25 * grads["kernel"][...])
     assert tx.hyperparams(optimizer.opt_state) == {"learning_rate": 0.25}
+
+
+def test_a_state_of_another_optimizer_is_told():
+    tx, other = live(adamw(0.5)), live(adamw(0.5), "b1")
+    for call in (tx.hyperparams, lambda state: tx.set_hyperparams(state, learning_rate=0.1)):
+        with pytest.raises(ValueError, match=r"Live.\w+: state must be one .* with learning_rate live, got tuple"):
+            call(adamw(0.5).init(PARAMS))
+    with pytest.raises(ValueError, match="Live.update: state must be one .* got one in which b1 is live"):
+        tx.update(GRADS, other.init(PARAMS), PARAMS)

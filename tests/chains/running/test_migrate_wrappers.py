@@ -405,3 +405,97 @@ def test_from_linen_to_nnx():
     migration = migrate(adam(), state, adam(), nnx.state(model, nnx.Param))
     assert len(migration.kept) == 9
     assert not migration.created
+
+
+def nan_gradients(params):
+    return jax.tree.map(lambda w: w * jnp.nan, params)
+
+
+def test_a_wrapper_that_lets_steps_pass_has_a_clock_of_its_own():
+    """`MultiSteps` and `apply_if_finite` let what is inside rest: what is outside of them has taken more steps."""
+    params = some_params()
+    old = live(optax.MultiSteps(sgd(0.1, momentum=0.9), 4))
+    _, state = walk(old, old.init(params), params, steps=8)
+    new = live(optax.MultiSteps(sgd(SCHEDULE, momentum=0.9), 4))
+    migration = migrate(old, state, new, params).state
+    assert int(migration.count) == 8
+    assert int(migration.inner[0].gradient_step) == 2
+    assert int(migration.inner[0].inner_opt_state[-1].count) == 2
+    assert int(migrate(old, state, sgd(SCHEDULE, momentum=0.9), params).state[-1].count) == 2
+
+    old = live(optax.apply_if_finite(adam(), 9))
+    _, state = walk(old, old.init(params), params, steps=3)
+    for _ in range(2):
+        _, state = old.update(nan_gradients(params), state, params)
+    migration = migrate(old, state, live(optax.apply_if_finite(adam(SCHEDULE), 9)), params).state
+    assert int(migration.count) == 5
+    assert int(migration.inner[0].inner_state[-1].count) == 3
+
+
+def test_a_dampening_that_is_live_may_have_been_anything():
+    old = live(chain(scale_by_momentum(0.9, dampening=0.5), scale_by_learning_rate(0.1)), "dampening")
+    params = some_params()
+    _, state = walk(old, old.set_hyperparams(old.init(params), dampening=0.0), params)
+    new = chain(scale_by_momentum(0.9), scale_by_learning_rate(0.1))
+    with pytest.raises(
+        ValueError, match="what a new value is weighted with has changed, and not by a factor that is known"
+    ):
+        migrate(old, state, new, params)
+    # What is not live is known.
+    migration = migrate(live(new), live(new).init(params), live(old.chain), params)
+    assert len(migration.converted) == 2
+
+
+def test_making_another_number_live_changes_nothing():
+    velocity = chain(scale_by_learning_rate(0.1), scale_by_momentum(0.9))
+    params = some_params()
+    _, state = walk(velocity, velocity.init(params), params)
+    migration = migrate(velocity, state, live(velocity, "decay"), params)
+    assert len(migration.kept) == 3
+    assert migrate(velocity, state, live(velocity, "learning_rate"), params, restart=True).kept == []
+
+
+def test_a_moment_of_another_kind_of_optimizer_says_why_it_starts_anew():
+    params = some_params()
+    _, state = walk(rmsprop(SCHEDULE), rmsprop(SCHEDULE).init(params), params)
+    notes = migrate(rmsprop(SCHEDULE), state, adam(SCHEDULE), params).notes
+    assert any("mean square of gradient was the second alone moment of a ratio, and is the second" in n for n in notes)
+
+
+def test_a_factory_that_returns_a_chain_is_an_abbreviation():
+    @link("moment")
+    def corrected_average(decay: float) -> optax.GradientTransformation:
+        return chain(scale_by_momentum(decay, dampening=decay), bias_correction(decay))
+
+    short = chain(corrected_average(0.9), scale_by_learning_rate(0.1))
+    long = chain(scale_by_momentum(0.9, dampening=0.9), bias_correction(0.9), scale_by_learning_rate(0.1))
+    params = some_params()
+    _, state = walk(short, short.init(params), params)
+    for old, new in ((short, long), (short, short)):
+        migration = migrate(old, state, new, params)
+        assert not migration.created
+        assert not migration.dropped
+
+
+def test_a_link_whose_transformations_nobody_finds_is_opaque():
+    @link(None, holds={"all_of": ("s",)})
+    def sequence(all_of) -> optax.GradientTransformation:
+        return optax.chain(*all_of)
+
+    tx, params = chain(sequence([adam(), optax.clip(1.0)])), some_params()
+    assert repr(tx).endswith("opaque")
+    with pytest.raises(ValueError, match="migrate: old_tx holds sequence, which cannot be looked into"):
+        migrate(tx, tx.init(params), adam(), params)
+
+
+def test_states_that_are_a_bare_array():
+    counting = optax.GradientTransformation(lambda p: jnp.zeros((), jnp.int32), lambda u, s, p=None: (u, s + 1))
+    tx, params = optax.chain(counting, optax.adam(0.1)), some_params()
+    _, state = walk(tx, tx.init(params), params)
+    chex.assert_trees_all_equal(migrate(tx, state, tx, params).state, state)
+
+
+def test_one_array_becomes_a_tree_of_one():
+    w = jnp.ones(2)
+    _, state = walk(adam(), adam().init(w), w)
+    assert not migrate(adam(), state, adam(), {"w": w}).created

@@ -310,3 +310,10 @@ def test_whole_numbers_in_a_frozen_group():
     thawed = param_groups({"body": sgd(0.1), "head": adam(0.1)}, BY_TREE)
     with pytest.raises(TypeError, match="chain: params must be floating-point or complex, got body of dtype int32"):
         thawed.init(params)
+
+
+def test_labels_as_optaxs_partition_takes_them_are_refused_with_a_hint():
+    with pytest.raises(
+        TypeError, match=r"param_groups: labels must be a function of two arguments, .* labels\(params\)"
+    ):
+        param_groups({"a": adamw()}, lambda params: params)
