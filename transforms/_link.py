@@ -316,7 +316,7 @@ class Link(optax.GradientTransformationExtraArgs):
         schedules = [name for name in self.numbers if callable(self.hyperparams[name])]
         now = {name: at_step(self.hyperparams[name], start) for name in schedules}
         made = self._written(**{**self.hyperparams, **now})
-        found = getattr(made.update, "_linkax_definition", made)
+        found: Any = getattr(made.update, "_linkax_definition", made)
         if isinstance(found, Link):
             found = Slot((found,), False, (), "moment")
         elif is_sequence(found):

@@ -203,12 +203,11 @@ def migrate(
             values[array.place] = _converted(other.value, factor, array.value)
         elif not _begins_anew(array, new, matched):
             source = sources[array.site.groups]
-            age = None if source is None else ages[source]
-            if array.is_count and array.clock != _clock(
-                new, array.site.groups
-            ):  # it stands outside, where others count
-                age = outside.get((source or (), array.clock), outside.get(((), array.clock), age))
-            value = None if source is None else _counted(array, age, missing, notes)
+            taken = None if source is None else ages[source]
+            # What stands outside of a wrapper that lets steps pass counts with those that stand there, too.
+            if array.is_count and array.clock != _clock(new, array.site.groups):
+                taken = outside.get((source or (), array.clock), outside.get(((), array.clock), taken))
+            value = None if source is None else _counted(array, taken, missing, notes)
             values |= {} if value is None else {array.place: jnp.asarray(value, array.value.dtype)}
     if missing:
         raise ValueError(

@@ -240,7 +240,7 @@ def test_links_in_optaxs_chain_make_the_optimizer_that_ours_makes(half):
 def test_in_multi_steps_updates_have_the_dtype_of_the_parameters(tx, half):
     multi = optax.MultiSteps(tx, 2)
     params, gradient = tree(), tree(half, 1)
-    state = multi.init(params)
+    state, updates = multi.init(params), None
     for _ in range(2):
         updates, new = jax.jit(multi.update)(gradient, state, params)
         assert signature(updates) == signature(params)

@@ -278,7 +278,7 @@ def test_what_only_looks_alike_is_refused():
 
 
 class CurvatureState(NamedTuple):
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     h: Any
 
 
