@@ -266,7 +266,8 @@ def test_any_nesting_goes_to_pytorch_and_back(inner):
     counts = {int(array.value) for array in arrays if array.is_count}
     if counts - {1}:  # a condition that PyTorch does not have lets something rest
         return
-    together = len(set(groups_of(tx.links, PARAMS).values())) == 1
+    members = set(groups_of(tx.links, PARAMS).values())
+    together = len(members) == 1
     names = [["body.w", "head"]] if together else [["body.w"], ["head"]]
     numbers = iter(range(2))
     groups = [{"params": [next(numbers) for _ in own], "param_names": own} for own in names]
@@ -276,7 +277,7 @@ def test_any_nesting_goes_to_pytorch_and_back(inner):
         if isinstance(array.field, Moment) and not array.field.if_unchanged:
             # One multiplication by the learning rate and one division, in float32.
             chex.assert_trees_all_close(new.value, array.value, rtol=1e-6)
-        elif array.is_count:
+        elif array.is_count and array.site.groups in members:  # of a group without parameters the file knows nothing
             assert int(new.value) == 1
 
 
