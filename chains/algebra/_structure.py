@@ -374,9 +374,9 @@ def with_arrays(
     return map_states(fill, where, tx, state)
 
 
-def opaque_parts(links: tuple[Link, ...]) -> list[str]:
-    """The names of the links that hold what cannot be looked into."""
-    return [part.name for part in parts(links) if part.link.is_opaque]
+def opaque_parts(links: tuple[Link, ...]) -> list[Part]:
+    """The links that hold what cannot be looked into."""
+    return [part for part in parts(links) if part.link.is_opaque]
 
 
 def param_text(param: tuple[str, ...]) -> str:

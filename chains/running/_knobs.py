@@ -30,7 +30,7 @@ class Panel:
     """All knobs of an optimizer, by name."""
 
     def __init__(self, links: tuple[Link, ...]):
-        self._opaque = opaque_parts(links)
+        self._opaque = [part.name for part in opaque_parts(links)]
         self._numbers = [
             Knob(f"{part.name}.{argument}", ((part.path, argument),), part.link.hyperparams[argument])
             for part in parts(links)

@@ -216,7 +216,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"live: names must be strings, each an argument of its own, got {name!r}")
-    panel, taken = Panel(its.links), dict(_live_already(its.links))
+    panel, taken = Panel(its.links), dict(live_already(its.links))
     if names:
         found = {name: panel.find(name) for name in names}
     else:
@@ -260,7 +260,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     return self
 
 
-def _live_already(links: tuple[Link, ...]) -> Iterator[tuple[Target, str]]:
+def live_already(links: tuple[Link, ...]) -> Iterator[tuple[Target, str]]:
     """The numbers that are live in a `Live` among the links, and what they are called there."""
     for part in parts(links):
         inner = getattr(part.link.update, "_linkax", None)

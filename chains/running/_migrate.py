@@ -23,8 +23,8 @@ from ..algebra._structure import (
     flatten,
     groups_of,
     map_states,
+    opaque_parts,
     param_text,
-    parts,
     state_arrays,
     with_arrays,
 )
@@ -270,7 +270,7 @@ def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: A
 
 def _check_opaque(old_tx: optax.GradientTransformation, new_tx: optax.GradientTransformation) -> None:
     """Raises if something that cannot be looked into is not the same on both sides."""
-    both = [[part for part in parts(flatten("migrate", tx)) if part.link.is_opaque] for tx in (old_tx, new_tx)]
+    both = [opaque_parts(flatten("migrate", tx)) for tx in (old_tx, new_tx)]
     for which, own, others in (("old_tx", *both), ("new_tx", *both[::-1])):
         for part in own:
             if not any(part.link == other.link for other in others):
@@ -390,7 +390,7 @@ def _matches(
             for other in by_param.get(array.param, ()):
                 if other.place not in free or (array.site.name == other.site.name) != same_name:
                     continue
-                factor, why = _factor(array, other)
+                factor, why = factor_between(array, other)
                 if factor is not None:
                     free.remove(other.place)
                     matches.append((array, other, factor))
@@ -417,7 +417,7 @@ def _link(array: StateArray) -> tuple[Groups, str]:
     return array.site.groups, array.site.name
 
 
-def _factor(array: StateArray, other: StateArray) -> tuple[float | None, str]:
+def factor_between(array: StateArray, other: StateArray) -> tuple[float | None, str]:
     """What the old moment is multiplied by to be the new one; `None`, and why, if it cannot be."""
     if np.shape(array.value) != np.shape(other.value):
         return None, f"its shape is {np.shape(array.value)} now"
@@ -504,6 +504,8 @@ def _goes_on(array: StateArray, other: StateArray, is_same_link: bool, keep_live
 
 def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[Any]) -> bool:
     """Whether it counts for moments that all begin anew: those of its own link, or those that it corrects."""
+    if not isinstance(array.field, Gathered | Count):
+        return False
     moments = [
         other.place in kept
         for other in new
@@ -515,7 +517,7 @@ def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[A
             else other.site == array.site and not array.site.link.slots
         )
     ]
-    return isinstance(array.field, Gathered | Count) and bool(moments) and not any(moments)
+    return bool(moments) and not any(moments)
 
 
 def _counted(array: StateArray, age: int | None, missing: list[str], notes: list[str]) -> float | None:

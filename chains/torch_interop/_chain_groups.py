@@ -8,8 +8,7 @@ import optax
 from linkax.transforms import Link, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, flatten, groups_of, part_at
-from ..running._live import Live
-from ..running._live import _live_already as live_already
+from ..running._live import Live, live_already
 from ._names import TorchParam
 from ._reference import Fields, field_of, line, sign_of
 

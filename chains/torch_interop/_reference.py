@@ -10,7 +10,7 @@ from linkax.transforms import Count, Gathered, Link, Moment, Stream
 from linkax.transforms._link import through
 
 from ..algebra._structure import Groups, StateArray, state_arrays
-from ..running._migrate import _factor as factor_between
+from ..running._migrate import factor_between
 from ._spec import class_of, from_torch, is_early, is_known, kept_keys, known_hyperparams
 
 
