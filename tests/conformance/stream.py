@@ -1,6 +1,6 @@
 """The fixed stream of gradients, and how a chain walks along it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -67,17 +67,38 @@ def walk(tx: optax.GradientTransformation, params: Any, grads: Any) -> Any:
     return jax.tree.map(np.asarray, run(jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, grads)))
 
 
-def assert_same_path(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], rtol: float = 1e-12) -> None:
+def assert_same_path(
+    ours: dict[str, np.ndarray],
+    theirs: dict[str, np.ndarray],
+    rtol: float = 1e-12,
+    nudged: Callable[[int], dict[str, np.ndarray]] | None = None,
+) -> None:
     """Every parameter at every step agrees to `rtol`, relative to the largest it has been so far.
 
     (A parameter that has been at 1e5 and comes back to 1e-3 has kept the rounding it got out there.)
+
+    L2 decay closes the loop from the weights to the gradients, and some hyperparameters make that loop amplify: there
+    PyTorch itself, its weights rounded otherwise, is further than `rtol` away. `nudged(seed)` is such a path;
+    it is only asked for where `rtol` is missed, and what eight of them differ by is then all that can be asked of ours.
     """
+    spread = {name: np.zeros_like(np.abs(expected)) for name, expected in theirs.items()}
+    if nudged is not None and any(_beyond(ours[name], theirs[name], rtol, spread[name]).any() for name in theirs):
+        for seed in range(8):
+            path = nudged(seed)
+            for name, expected in theirs.items():
+                away = np.maximum.accumulate(np.nan_to_num(np.abs(path[name] - expected)), axis=0)
+                spread[name] = np.maximum(spread[name], away)
     for name, expected in theirs.items():
-        scale = np.maximum.accumulate(np.abs(expected), axis=0)
         # NaN is an answer too: with eps=0 an element without any gradient becomes 0/0 everywhere.
         np.testing.assert_array_equal(np.isnan(ours[name]), np.isnan(expected), err_msg=name)
-        wrong = ~(np.abs(ours[name] - expected) <= rtol * scale) & ~np.isnan(expected)
+        wrong = _beyond(ours[name], expected, rtol, spread[name])
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            worst = np.nanmax(np.abs(ours[name] - expected) / scale)
+            worst = np.nanmax(np.abs(ours[name] - expected) / np.maximum.accumulate(np.abs(expected), axis=0))
             raise AssertionError(f"{name}{at}: {ours[name][at]!r}, expected {expected[at]!r}; worst {worst:.1e}")
+
+
+def _beyond(ours: np.ndarray, theirs: np.ndarray, rtol: float, spread: np.ndarray) -> np.ndarray:
+    """Where the two differ by more than `rtol` of the largest value so far, and by more than twice the spread."""
+    allowed = np.maximum(rtol * np.maximum.accumulate(np.abs(theirs), axis=0), 2 * spread)
+    return ~(np.abs(ours - theirs) <= allowed) & ~np.isnan(theirs)

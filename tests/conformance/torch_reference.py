@@ -7,8 +7,14 @@ import numpy as np
 import torch
 
 
-def torch_walk(name: str, arguments: Mapping[str, Any], params: Any, grads: Any) -> dict[str, np.ndarray]:
-    """The parameters after every step of `torch.optim.<name>(**arguments)` along the stream, stacked."""
+def torch_walk(
+    name: str, arguments: Mapping[str, Any], params: Any, grads: Any, nudge: int | None = None
+) -> dict[str, np.ndarray]:
+    """The parameters after every step of `torch.optim.<name>(**arguments)` along the stream, stacked.
+
+    `nudge` seeds a generator that moves every weight up or down by one rounding after each step.
+    """
+    rng = None if nudge is None else np.random.default_rng(nudge)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # NAdam keeps its product of momenta in the default dtype
     try:
@@ -20,6 +26,8 @@ def torch_walk(name: str, arguments: Mapping[str, Any], params: Any, grads: Any)
                 leaf.grad = None if grads[key] is None else torch.from_numpy(np.array(grads[key][step]))
             optimizer.step()
             for key, leaf in leaves.items():
+                if rng is not None:
+                    leaf.data *= torch.from_numpy(np.asarray(1 + rng.choice([-1, 1], size=leaf.shape) * 2.0**-52))
                 path[key].append(leaf.detach().numpy().copy())
         return {key: np.stack(values) for key, values in path.items()}
     finally:
