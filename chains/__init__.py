@@ -14,6 +14,8 @@ from .optimizers._rmsprop import rmsprop as rmsprop
 from .optimizers._sgd import sgd as sgd
 from .optimizers._sparse_adam import sparse_adam as sparse_adam
 from .running._apply import apply_updates as apply_updates
+from .running._full_weights import full_weights as full_weights
+from .running._full_weights import with_full_weights as with_full_weights
 from .running._live import Live as Live
 from .running._live import LiveState as LiveState
 from .running._live import live as live
@@ -21,3 +23,9 @@ from .running._migrate import Migration as Migration
 from .running._migrate import migrate as migrate
 from .running._migrate_nnx import migrate_nnx as migrate_nnx
 from .running._param_groups import param_groups as param_groups
+from .running._precise_weights import PreciseWeightsState as PreciseWeightsState
+from .running._precise_weights import precise_weights as precise_weights
+from .running._stored import Blocks as Blocks
+from .running._stored import RootBlocks as RootBlocks
+from .running._stored import StoredState as StoredState
+from .running._stored import stored as stored

@@ -64,23 +64,25 @@ def train(tx: Chain, seed: jax.Array, steps: int, text: jax.Array, validation: j
     return {"validation": loss(params, validation)}
 
 
+def tokens(windows: int) -> dict[str, jax.Array]:
+    """The text to train on, and windows of what is left for validation, as numbers of characters."""
+    found = jnp.asarray(np.searchsorted(ALPHABET, list(TEXT)), jnp.int32)
+    split = len(found) * 9 // 10
+    starts = jnp.linspace(split, len(found) - LENGTH - 1, windows).astype(int)
+    return {"text": found[:split], "validation": found[starts[:, None] + jnp.arange(LENGTH + 1)]}
+
+
 def main() -> None:
     options = Options("Ranks the links of AdamW by what a Transformer loses without them.", "transformer_ablation.png")
     options.add_count("seeds", "runs per chain", 5, quick=2, least=2)
     options.add_count("steps", "training steps", 600, quick=5)
     args = options.parse()
 
-    tokens = jnp.asarray(np.searchsorted(ALPHABET, list(TEXT)), jnp.int32)
-    split = len(tokens) * 9 // 10
-    windows = 128
-    starts = jnp.linspace(split, len(tokens) - LENGTH - 1, windows).astype(int)
-    data = {"text": tokens[:split], "validation": tokens[starts[:, None] + jnp.arange(LENGTH + 1)]}
-
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, args.steps // 10, args.steps)
     tx = adamw(schedule, weight_decay=0.1, weight_decay_mask=matrices_only)
     print(f"{tx}\n")
     variants = {"AdamW": tx, **ablations(tx)}
-    table = sweep(partial(train, steps=args.steps, **data), {"seed": range(args.seeds)}, variants)
+    table = sweep(partial(train, steps=args.steps, **tokens(windows=128)), {"seed": range(args.seeds)}, variants)
 
     found = {name: table["validation"].sel(variant=name).values for name in variants}
     rows = effects(found, "AdamW")

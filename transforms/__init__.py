@@ -27,6 +27,7 @@ from ._link import Link as Link
 from ._link import Place as Place
 from ._link import ScheduledState as ScheduledState
 from ._link import Slot as Slot
+from ._link import View as View
 from ._link import link as link
 from ._masks import matrices_only as matrices_only
 from ._mean_square import MeanSquareState as MeanSquareState
@@ -36,6 +37,7 @@ from ._meaning import Gathered as Gathered
 from ._meaning import Moment as Moment
 from ._meaning import Own as Own
 from ._meaning import Stream as Stream
+from ._meaning import Weights as Weights
 from ._moment_ratio import MomentRatioState as MomentRatioState
 from ._moment_ratio import moment_ratio as moment_ratio
 from ._momentum import ScaleByMomentumState as ScaleByMomentumState

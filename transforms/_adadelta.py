@@ -7,6 +7,8 @@ A_t = ρ A_{t−1} + (1 − ρ) Δ_t²
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from ._check import Fraction, NonNegative
@@ -25,7 +27,7 @@ class ScaleByPastRmsState(NamedTuple):
 
 @link(
     "moment",
-    state={"mean_square_step": Moment("mean square of step of {}", power=0, torch="acc_delta")},
+    state={"mean_square_step": Moment("mean square of step of {}", power=0, torch="acc_delta", is_nonnegative=True)},
     out="step of {}",
     knobs={"decay": "decay"},
 )
@@ -105,4 +107,22 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.Gra
         Zeiler, "ADADELTA: an adaptive learning rate method", 2012, algorithm 1; `torch.optim.Adadelta`.
     """
     links = scale_by_rms(rho, eps, eps_in_sqrt=True), scale_by_past_rms(rho, eps)
-    return at_least_float32(optax.chain(*map(wide_inside, links)), definition=Slot(links, True, (), "moment"))
+    inner = optax.chain(*map(wide_inside, links))
+
+    def update(updates, state, params=None, **extra_args):
+        updates, (rms, past) = inner.update(updates, state, params, **extra_args)
+        nu = jax.tree.map(on_reals(_apart), rms.second.nu)
+        return updates, (rms._replace(second=rms.second._replace(nu=nu)), past)
+
+    return at_least_float32(
+        optax.GradientTransformationExtraArgs(inner.init, update), definition=Slot(links, True, (), "moment")
+    )
+
+
+def _apart(x: jax.Array) -> jax.Array:
+    """The same number, such that XLA does not see that it is the same.
+
+    A mean of squares that is both a result and what the step is computed from, XLA for the TPU computes in one loop and
+    the parameters in the next, with a copy of the other mean in between: 48 bytes a parameter instead of 28.
+    """
+    return jnp.where(x == x, x, jnp.nan)

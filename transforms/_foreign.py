@@ -347,8 +347,8 @@ _LEAVES: dict[str, Anatomy] = {
     "scale_by_rms": _leaf("direction of {}", nu=_square_avg("second alone"), count=Count()),
     "scale_by_stddev": _leaf(
         "direction of {}",
-        mu=_mean("average of {}", torch="grad_avg", slot="second alone"),
-        nu=_square_avg("second alone"),
+        mu=_mean("average of {}", torch="grad_avg", slot="second alone", is_subtracted=True),
+        nu=Moment("mean square of {}", power=2, torch="square_avg", slot="second alone", is_subtracted=True),
         count=Count(),
     ),
     "scale_by_rss": _leaf(
@@ -358,6 +358,6 @@ _LEAVES: dict[str, Anatomy] = {
     "scale_by_adadelta": _leaf(
         "step of direction of {}",
         e_g=_square_avg("second alone"),
-        e_x=Moment("mean square of step of direction of {}", power=0, torch="acc_delta"),
+        e_x=Moment("mean square of step of direction of {}", power=0, torch="acc_delta", is_nonnegative=True),
     ),
 }

@@ -232,6 +232,13 @@ def in_dtype_of(update: Any, leaf: Any) -> Any:
     return update if dtype_of(update) == dtype_of(leaf) else like(jnp.asarray(update), leaf)
 
 
+def in_dtype_unless_low(update: Any, leaf: Any) -> Any:
+    """The same, but where the dtype of the parameter is less than float32 the update stays as it is."""
+    dtype = jnp.dtype(jnp.float32) if is_missing(leaf) else dtype_of(leaf)
+    is_low = _is_inexact(dtype) and _float32_at_least(dtype) != dtype
+    return update if is_low else in_dtype_of(update, leaf)
+
+
 def scalar(value: Any, leaf: jax.Array) -> Number:
     """A hyperparameter, ready to meet `leaf` without changing its dtype.
 

@@ -37,6 +37,19 @@ StatePath = tuple[Any, ...]
 """The way from a link's state to a part of it: names of fields, keys of dictionaries, indices of tuples."""
 
 
+class View(NamedTuple):
+    """How the state of what a link holds is read, if the link keeps it in another form.
+
+    Attributes:
+        open: From the form in which it is kept to the state.
+        close: From a state of which parts have changed, the opened one, and the form in which that was kept, to the
+            same form. What has not changed is the same array as in the opened state.
+    """
+
+    open: Callable[[Any], Any]
+    close: Callable[[Any, Any, Any], Any]
+
+
 class Slot(NamedTuple):
     """What a link holds: one transformation, or a sequence of them, and where the state of that is.
 
@@ -52,6 +65,7 @@ class Slot(NamedTuple):
         kind: `"group"` if it is one of several groups of parameters; `"moment"` if the links see the gradient at the
             link's own place; `"label"` if its name only serves to find what is in it; `"around"` if the link stands
             around a whole optimizer.
+        view: How its state is read, if the link keeps it in another form.
     """
 
     links: tuple["Link", ...]
@@ -61,6 +75,7 @@ class Slot(NamedTuple):
     is_flat: bool = False
     is_live: Live = False
     gates: bool = False
+    view: View | None = None
 
 
 class Alternative(NamedTuple):
@@ -194,6 +209,12 @@ class Link(optax.GradientTransformationExtraArgs):
     def is_identity(self) -> bool:
         """Whether it is `optax.identity()`."""
         return self._anatomy is not None and self._anatomy.is_identity
+
+    @functools.cached_property
+    def is_final(self) -> bool:
+        """Whether its updates must reach the parameters as they are: nothing may stand behind it, nor round them."""
+        held = (inner for slot in self.slots.values() for inner in slot.links)
+        return self._declared.is_final or any(inner.is_final for inner in held)
 
     @property
     def is_foreign(self) -> bool:
@@ -342,7 +363,7 @@ class Link(optax.GradientTransformationExtraArgs):
             stream = outs.pop() if len(outs) == 1 else stream.through(f"{self.name} of {{}}", 1.0)
         for slot in self.slots.values():
             stream = through(slot.links, stream, is_live=is_live) if slot.kind == "label" else stream
-        stream = stream.squared() if self.is_second_moment else stream
+        stream = stream.squared() if self.is_second_moment and not outs else stream
         declared = self._declared
         factor = declared.factor(**self.settled(is_live)) if callable(declared.factor) else declared.factor
         if isinstance(factor, float) and math.isnan(factor):
@@ -353,7 +374,8 @@ class Link(optax.GradientTransformationExtraArgs):
             factor = identity_of(factor) if is_traced(factor) else float(factor)
         if declared.out is not None:
             return stream.through(declared.out, factor)
-        if self.place in ("gradient", "step", "update"):
+        is_around = any(slot.kind == "around" for slot in self.slots.values())  # then what it holds says what comes out
+        if self.place in ("gradient", "step", "update") or is_around:
             return stream.through("{}", factor)
         return stream.through(f"{self.name} of {{}}", 1.0 if self.place else self._identity)
 
@@ -406,6 +428,8 @@ class _Declaration(NamedTuple):
     knobs: Mapping[str, str | InFront] | Callable[..., Mapping[str, str | InFront]] = MappingProxyType({})
     too_late: str = ""
     too_early: str = ""
+    view: Callable[..., View] | None = None
+    is_final: bool = False
 
 
 class _SlotName:
@@ -529,7 +553,8 @@ def _slots(link: Link) -> Iterator[tuple[str, Slot]]:
         kind = "group" if groups else "moment" if len(link.holders()) > 1 else "around"
         for name, tx in value.items() if groups else [(argument, value)]:
             here = (*_own_path(link), *(name if step is SLOT else step for step in path))
-            yield name, Slot(links_of(f"{link.name}: {name}", tx), is_sequence(tx), here, kind)
+            view = link._declared.view and link._declared.view(**link.hyperparams)
+            yield name, Slot(links_of(f"{link.name}: {name}", tx), is_sequence(tx), here, kind, view=view)
 
 
 _IN_ALL_RANGES = 0.5
@@ -559,7 +584,7 @@ def _scheduled(
 def link(
     place: Place | None,
     *,
-    place_from: Callable[..., Place] | None = None,
+    place_from: Callable[..., Place | None] | None = None,
     is_second_moment: bool = False,
     sets_sign: bool = False,
     is_row_local: bool = False,
@@ -573,6 +598,8 @@ def link(
     knobs: Mapping[str, str | InFront] | Callable[..., Mapping[str, str | InFront]] = MappingProxyType({}),
     too_late: str = "",
     too_early: str = "",
+    view: Callable[..., View] | None = None,
+    is_final: bool = False,
 ) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
     """Makes a function that returns an Optax gradient transformation into a factory of links.
 
@@ -598,7 +625,7 @@ def link(
         state: What the fields of its state mean: `Moment`, `Count`, `Gathered` or `Own`, by name. A field that is not
             listed is the link's own.
         out: What leaves the link, in words, with `{}` for what comes in. By default that is the same quantity at all
-            places but the moments.
+            places but the moments, and for a link around others what leaves these.
         factor: What the link multiplies by: a number, or a function from its hyperparameters to one; `None` if that
             changes from step to step.
         holds: For arguments that hold transformations, where in the link's state their states are: a path of names and
@@ -612,6 +639,10 @@ def link(
             what their decays are called in it; for one that has to be that of an average in front, `InFront`.
         too_late: What the error says that one should do if the link stands behind others that it cannot stand behind.
         too_early: The same, if it stands in front of such.
+        view: If it keeps the state of what it holds in another form than that has it, a function from its
+            hyperparameters, by name, to the `View` through which others see it.
+        is_final: Whether its updates must reach the parameters as they are: with no link behind it, and not rounded to
+            the parameters' dtypes.
 
     Returns:
         A decorator.
@@ -639,7 +670,9 @@ def link(
         )
     if place is not None and place not in get_args(Place):
         raise ValueError(f"link: place must be one of {_PLACES} or None, got {place!r}")
-    declared = _Declaration(dict(state), out, factor, dict(holds), alternatives, labels, knobs, too_late, too_early)
+    declared = _Declaration(
+        dict(state), out, factor, dict(holds), alternatives, labels, knobs, too_late, too_early, view, is_final
+    )
 
     def decorate(factory: Callable[_P, optax.GradientTransformation]) -> Callable[_P, Link]:
         arguments = Arguments(factory)
@@ -676,6 +709,9 @@ def link(
                 _anatomy=None,
             )
             vars(self)["slots"] = dict(_slots(self))
+            vars(self)["is_second_moment"] = is_second_moment or any(
+                inner.is_second_moment for slot in self.slots.values() if slot.kind == "around" for inner in slot.links
+            )
             remember(self)
             return self
 

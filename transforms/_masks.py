@@ -58,11 +58,11 @@ def check_flags(where: str, mask: Any) -> None:
             raise TypeError(f"{where}: mask must be a tree of True and False, got {what}{place}")
 
 
-def selected(where: str, mask: Any, params: optax.Params) -> Any:
+def selected(where: str, mask: Any, params: optax.Params, to: str = "decay") -> Any:
     """A tree of booleans like `params`, from a mask that may be missing, a prefix, or a function of the parameters."""
     if mask is None:
         return jax.tree.map(lambda _: True, params)
     if is_function(mask):
         mask = mask(params)
         check_flags(where, mask)
-    return spread(f"{where}: mask", "say of every parameter whether it decays", mask, params)
+    return spread(f"{where}: mask", f"say of every parameter whether it is to {to}", mask, params)

@@ -27,6 +27,9 @@ class Moment:
             a dictionary from slots (`"first"`, `""` for all others) to names.
         if_unchanged: Whether it makes no sense in a link with other hyperparameters: half a sum of gradients.
         slot: If the link is a whole optimizer in one, the slot in which the chain that does the same has it: `"first"`.
+        is_nonnegative: Whether none of its values is ever below 0, if that does not follow from `power`.
+        is_subtracted: Whether it is subtracted from another moment of about its size, or that from it, so that all of
+            its digits count.
 
     Example:
         >>> from linkax.transforms import Moment
@@ -41,6 +44,13 @@ class Moment:
     torch: str | Mapping[str, str] = ""
     if_unchanged: bool = False
     slot: str = ""
+    is_nonnegative: bool = False
+    is_subtracted: bool = False
+
+    @property
+    def has_sign(self) -> bool:
+        """Whether its values may be negative: a square's never are."""
+        return self.power != 2 and not self.is_nonnegative
 
     @property
     def torch_names(self) -> tuple[str, ...]:
@@ -115,7 +125,32 @@ class Own:
     is_scheduled: bool = False
 
 
-Field = Moment | Count | Gathered | Own
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A field with what parameters of low precision lack, an array for each of these, and `None` for all others.
+
+    A parameter with its array is a float32 weight.
+
+    Attributes:
+        full: From a parameter and its array to the float32 weight.
+        kept: From a parameter and the float32 weight to the array.
+        nearest: From a float32 weight, and an array of the parameter's dtype, to the parameter that stands for it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import Weights
+        >>> residue = Weights(lambda p, r: p + r, lambda p, w: w - p, lambda w, p: w.astype(p.dtype))
+        >>> p = residue.nearest(jnp.float32(1.001), jnp.ones((), jnp.bfloat16))
+        >>> float(p), f"{residue.full(p, residue.kept(p, jnp.float32(1.001))):.3f}"
+        (1.0, '1.001')
+    """
+
+    full: Callable[[Any, Any], Any]
+    kept: Callable[[Any, Any], Any]
+    nearest: Callable[[Any, Any], Any]
+
+
+Field = Moment | Count | Gathered | Own | Weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,8 @@ def wide_inside(tx: optax.GradientTransformation) -> optax.GradientTransformatio
         return inside
     tx = optax.with_extra_args_support(tx)
     links = links_of("linkax", tx)
+    if any(link.is_final for link in links):  # what is inside looks after its precision, and has to see the parameters
+        return tx
     follows = any(map(_follows_dtypes, links))
     if not follows and not any(link.is_foreign and link.slots for link in links):
         return tx

@@ -19,7 +19,11 @@ class RunningMaxState(NamedTuple):
     nu_max: optax.Updates  # shapes of the parameters, at least float32
 
 
-@link("moment", state={"nu_max": Moment("maximum of {}", torch="max_exp_avg_sq")}, out="maximum of {}")
+@link(
+    "moment",
+    state={"nu_max": Moment("maximum of {}", torch="max_exp_avg_sq", is_nonnegative=True)},
+    out="maximum of {}",
+)
 def running_max() -> optax.GradientTransformation:
     """Replaces what comes in by the largest value it has had, element by element.
 

@@ -28,8 +28,10 @@ class VarianceState(NamedTuple):
     "moment",
     is_second_moment=True,
     state={
-        "mu": Moment("average of {}", lambda decay: 1 - decay, lambda **_: True, torch="grad_avg"),
-        "nu": Moment("mean square of {}", power=2, torch={"": "square_avg", "second": "exp_avg_sq"}),
+        "mu": Moment("average of {}", lambda decay: 1 - decay, lambda **_: True, torch="grad_avg", is_subtracted=True),
+        "nu": Moment(
+            "mean square of {}", power=2, torch={"": "square_avg", "second": "exp_avg_sq"}, is_subtracted=True
+        ),
     },
     out="variance of {}",
     alternatives=lambda decay, **_: iter([Alternative("with running_max", (variance(decay), running_max()))]),

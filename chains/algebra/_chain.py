@@ -10,7 +10,7 @@ import optax
 
 from linkax.transforms import Link
 from linkax.transforms._foreign import Anatomy, Held
-from linkax.transforms._leaves import check_leaves, in_dtype_of, map_updates, widened
+from linkax.transforms._leaves import check_leaves, in_dtype_of, in_dtype_unless_low, map_updates, widened
 from linkax.transforms._link import recall, refuse_setting, remember
 from linkax.transforms._precision import wide_inside
 from linkax.transforms._rows import has_rows, update_rows
@@ -119,6 +119,8 @@ class Chain(optax.GradientTransformationExtraArgs):
     def drop(self, name: str) -> "Chain":
         """Returns the chain without the links of a name.
 
+        A link that stands around others, such as `stored` or `lazy`, leaves these where it was.
+
         Args:
             name: As in `swap`, but every link that has the name is left out: `drop("bias_correction")` leaves out
                 the corrections of both moments, `drop("first.bias_correction")` one of them.
@@ -132,7 +134,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             >>> rmsprop(1e-2, momentum=0.9).drop("scale_by_momentum") == rmsprop(1e-2)
             True
         """
-        return self._rewrite({part.path: () for part in self._find("drop", name)})
+        return self._rewrite({part.path: _held_by(part.link) for part in self._find("drop", name)})
 
     def add(
         self, link: optax.GradientTransformation, *, before: str | None = None, after: str | None = None
@@ -217,6 +219,11 @@ class Chain(optax.GradientTransformationExtraArgs):
         return chain, self.links
 
 
+def _held_by(link: Link) -> tuple[Link, ...]:
+    """What a link stands around."""
+    return tuple(inner for slot in link.slots.values() if slot.kind == "around" for inner in slot.links)
+
+
 def chain(*links: optax.GradientTransformation) -> Chain:
     """Puts links one behind the other, as `optax.chain` does, and remembers them.
 
@@ -260,6 +267,8 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     check_places(flat)
     tx = optax.chain(*map(wide_inside, flat)) if flat else optax.with_extra_args_support(optax.identity())
     checks = any(link.place is not None for link in flat)  # others may hold what looks after whole numbers
+    # A link that has to have its updates as they are delivers them in float32 where the parameter is less.
+    as_delivered = in_dtype_unless_low if any(link.is_final for link in flat) else in_dtype_of
     looks_after_rows = all(link.covers_rows and link.place is None for link in flat)
 
     def init(params: Any) -> Any:
@@ -284,7 +293,7 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     def links_update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         as_wide_as = None if isinstance(params, optax.LookaheadParams) else params  # these are two trees
         out, state = tx.update(widened(updates, as_wide_as), state, params, **extra_args)
-        return map_updates(in_dtype_of, out, updates if params is None else params), state
+        return map_updates(as_delivered, out, updates if params is None else params), state
 
     at_full_precision = optax.GradientTransformationExtraArgs(tx.init, links_update)
     self = optax.GradientTransformationExtraArgs.__new__(Chain, init, update)

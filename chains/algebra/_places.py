@@ -47,6 +47,11 @@ def check_places(links: tuple[Link, ...]) -> None:
 
 
 def _check_order(earlier: Link, later: Link) -> None:
+    if earlier.is_final and not later.is_identity:
+        raise ValueError(
+            f"chain: {earlier.name} must be the last link, because its updates lead to parameters that it knows, got "
+            f"{later.name} behind it; put that in front of it, or inside"
+        )
     before, after = rank(earlier), rank(later)
     if before is None or after is None:
         return

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linkax.transforms import Count, Gathered, Link, Moment, Own, Slot, Stream
+from linkax.transforms import Count, Link, Moment, Own, Slot, Stream, Weights
 from linkax.transforms._link import Live, is_sequence, links_of, through
+from linkax.transforms._meaning import Field
 
 from ._paths import KeyPath, bare, labels_by_path, leaves_with_path, words
 
@@ -146,7 +147,9 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
                 is_live=_both(site.is_live, slot.is_live),
                 clock=(*site.clock, link.name) if slot.gates else site.clock,
             )
-            inner[slot.path] = visit_all(slot.links, slot.is_sequence, held, within)
+            opened = held if slot.view is None else slot.view.open(held)
+            new = visit_all(slot.links, slot.is_sequence, opened, within)
+            inner[slot.path] = new if slot.view is None else slot.view.close(new, opened, held)
             if slot.kind == "label":
                 site = site._replace(stream=through(slot.links, site.stream, is_live=site.is_live))
         own = state
@@ -215,7 +218,7 @@ class StateArray(NamedTuple):
     keys: KeyPath  # where it is in the link's own state
     value: Any
     field_path: tuple[Any, ...]  # the field it belongs to
-    field: Moment | Count | Gathered | Own
+    field: Field
     param: tuple[str, ...] | None  # the words of the path of the parameter it belongs to; None for counts and the like
 
     @property
@@ -300,7 +303,7 @@ def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, param
                 for param, at, shape in pieces:
                     piece = value[at : at + math.prod(shape)].reshape(shape)
                     found.append(StateArray(site, (*keys, param), piece, path or texts, field, param))
-            elif isinstance(field, Moment) and path is not None:
+            elif isinstance(field, Moment | Weights) and path is not None:
                 found.append(StateArray(site, keys, value, path, field, texts[len(path) :]))
             else:
                 # Where nothing is said of it, what ends like a parameter's path belongs to that parameter.

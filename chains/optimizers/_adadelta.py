@@ -12,9 +12,11 @@ from linkax.transforms import (
     scale_by_learning_rate,
 )
 from linkax.transforms._check import checked
+from linkax.transforms._formats import Format
 
 from ..algebra._chain import Chain, chain
 from ..algebra._when import when
+from ..running._stored import stored_moments
 
 
 @checked
@@ -26,6 +28,7 @@ def adadelta(
     weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     maximize: bool = False,
+    state: Format | None = None,
 ) -> Chain:
     """Adadelta: the steps find their own size from the steps before.
 
@@ -38,6 +41,8 @@ def adadelta(
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         maximize: Whether to climb: g is negated before anything else.
+        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
+            does it; `None` for float32.
 
     Returns:
         A chain. A link whose number is `None` or the Python number 0 is left out.
@@ -59,9 +64,10 @@ def adadelta(
     Source:
         `torch.optim.Adadelta`; Zeiler, "ADADELTA: an adaptive learning rate method", 2012.
     """
-    return chain(
+    tx = chain(
         when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         scale_by_adadelta(rho, eps),
         scale_by_learning_rate(learning_rate),
     )
+    return stored_moments(tx, state)

@@ -13,9 +13,11 @@ from linkax.transforms import (
     scale_by_rss,
 )
 from linkax.transforms._check import checked
+from linkax.transforms._formats import Format
 
 from ..algebra._chain import Chain, chain
 from ..algebra._when import when
+from ..running._stored import stored_moments
 
 
 @checked
@@ -29,6 +31,7 @@ def adagrad(
     weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     maximize: bool = False,
+    state: Format | None = None,
 ) -> Chain:
     """Adagrad: every element's step shrinks with the gradients it has seen.
 
@@ -43,6 +46,8 @@ def adagrad(
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         maximize: Whether to climb: g is negated before anything else.
+        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
+            does it; `None` for float32.
 
     Returns:
         A chain. A link whose number is `None` or the Python number 0 is left out.
@@ -66,10 +71,11 @@ def adagrad(
     Source:
         `torch.optim.Adagrad`; Duchi, Hazan and Singer, "Adaptive subgradient methods", 2011.
     """
-    return chain(
+    tx = chain(
         when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt),
         when(lr_decay, scale_by_inverse_time_decay, lr_decay),
         scale_by_learning_rate(learning_rate),
     )
+    return stored_moments(tx, state)

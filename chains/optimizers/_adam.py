@@ -17,9 +17,11 @@ from linkax.transforms import (
     scale_by_momentum,
 )
 from linkax.transforms._check import checked
+from linkax.transforms._formats import Format
 
 from ..algebra._chain import Chain, chain
 from ..algebra._when import when
+from ..running._stored import stored_moments
 
 
 def adam_ratio(b1: ProperFraction, b2: ProperFraction, eps: NonNegative, amsgrad: bool) -> Link:
@@ -42,6 +44,7 @@ def adam(
     weight_decay_mask: Any = None,
     amsgrad: bool = False,
     maximize: bool = False,
+    state: Format | None = None,
 ) -> Chain:
     """Adam; with `amsgrad`, AMSGrad. Weight decay is L2: it goes through the moments.
 
@@ -59,6 +62,8 @@ def adam(
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         amsgrad: Whether to divide by the largest second moment so far.
         maximize: Whether to climb: g is negated before anything else.
+        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
+            does it; `None` for float32.
 
     Returns:
         A chain. A link whose number is `None` or the Python number 0 is left out.
@@ -89,9 +94,10 @@ def adam(
         `torch.optim.Adam`; Kingma and Ba, "Adam: a method for stochastic optimization", 2015; Reddi, Kale and Kumar,
         "On the convergence of Adam and beyond", 2018.
     """
-    return chain(
+    tx = chain(
         when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         adam_ratio(b1, b2, eps, amsgrad),
         scale_by_learning_rate(learning_rate),
     )
+    return stored_moments(tx, state)

@@ -11,9 +11,11 @@ from linkax.transforms import (
     scale_by_learning_rate,
 )
 from linkax.transforms._check import checked
+from linkax.transforms._formats import Format
 
 from ..algebra._chain import Chain, chain
 from ..algebra._when import when
+from ..running._stored import stored_moments
 from ._adam import adam_ratio
 
 
@@ -28,6 +30,7 @@ def adamw(
     weight_decay_mask: Any = None,
     amsgrad: bool = False,
     maximize: bool = False,
+    state: Format | None = None,
 ) -> Chain:
     """AdamW: Adam with decoupled weight decay, which is multiplied by the learning rate.
 
@@ -42,6 +45,8 @@ def adamw(
         weight_decay_mask: Which leaves decay, as `mask` of `decoupled_weight_decay`.
         amsgrad: Whether to divide by the largest second moment so far.
         maximize: Whether to climb: g is negated before anything else; the weights still decay.
+        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
+            does it; `None` for float32.
 
     Returns:
         A chain. A link whose number is the Python number 0 is left out.
@@ -71,9 +76,10 @@ def adamw(
     Source:
         `torch.optim.AdamW`; Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
     """
-    return chain(
+    tx = chain(
         when(maximize, negate_grad),
         adam_ratio(b1, b2, eps, amsgrad),
         when(weight_decay, decoupled_weight_decay, weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
+    return stored_moments(tx, state)

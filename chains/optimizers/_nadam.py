@@ -16,9 +16,11 @@ from linkax.transforms import (
 )
 from linkax.transforms import decoupled_weight_decay as decay_decoupled
 from linkax.transforms._check import checked
+from linkax.transforms._formats import Format
 
 from ..algebra._chain import Chain, chain
 from ..algebra._when import when
+from ..running._stored import stored_moments
 
 
 @checked
@@ -33,6 +35,7 @@ def nadam(
     weight_decay_mask: Any = None,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    state: Format | None = None,
 ) -> Chain:
     """NAdam: Adam that takes its first moment one step ahead.
 
@@ -49,6 +52,8 @@ def nadam(
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         decoupled_weight_decay: Whether the decay is `adamw`'s, or is added to the gradient (L2).
         maximize: Whether to climb: g is negated before anything else.
+        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
+            does it; `None` for float32.
 
     Returns:
         A chain. A link whose number is `None` or the Python number 0 is left out.
@@ -68,7 +73,7 @@ def nadam(
     Source:
         `torch.optim.NAdam`; Dozat, "Incorporating Nesterov momentum into Adam", 2016.
     """
-    return chain(
+    tx = chain(
         when(maximize, negate_grad),
         when(None if decoupled_weight_decay else weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         moment_ratio(
@@ -79,3 +84,4 @@ def nadam(
         when(weight_decay if decoupled_weight_decay else None, decay_decoupled, weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
+    return stored_moments(tx, state)

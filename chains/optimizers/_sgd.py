@@ -12,9 +12,11 @@ from linkax.transforms import (
     scale_by_nesterov,
 )
 from linkax.transforms._check import checked, known
+from linkax.transforms._formats import Format
 
 from ..algebra._chain import Chain, chain
 from ..algebra._when import when
+from ..running._stored import stored_moments
 
 
 @checked
@@ -27,6 +29,7 @@ def sgd(
     weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
     maximize: bool = False,
+    state: Format | None = None,
 ) -> Chain:
     """Stochastic gradient descent, with momentum if wanted.
 
@@ -41,6 +44,8 @@ def sgd(
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
         weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
         maximize: Whether to climb: g is negated before anything else.
+        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
+            does it; `None` for float32.
 
     Returns:
         A chain. A link whose number is `None` or the Python number 0 is left out.
@@ -69,7 +74,7 @@ def sgd(
         raise ValueError(
             f"sgd: nesterov must come with momentum above 0 and no dampening, got {momentum=}, {dampening=}"
         )
-    return chain(
+    tx = chain(
         when(maximize, negate_grad),
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         when(nesterov, scale_by_nesterov, momentum),
@@ -82,3 +87,4 @@ def sgd(
         ),
         scale_by_learning_rate(learning_rate),
     )
+    return stored_moments(tx, state)

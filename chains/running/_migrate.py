@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linkax.transforms import Count, Gathered, Link, Moment, Own
+from linkax.transforms import Count, Gathered, Link, Moment, Own, Weights
 from linkax.transforms._check import is_traced
 from linkax.transforms._identity import identity_of
 
@@ -197,10 +197,15 @@ def migrate(
     values: dict[Any, Any] = {}
     matched = {array.place: (other, factor) for array, other, factor in matches}
     missing: list[str] = []
+    by_path: dict[Any, Any] = {words(path): leaf for path, leaf in leaves_with_path(params)}
     for array in new:
         if array.place in matched:
             other, factor = matched[array.place]
-            values[array.place] = _converted(other.value, factor, array.value)
+            if isinstance(array.field, Weights) and isinstance(other.field, Weights) and array.field != other.field:
+                param = by_path[array.param]
+                values[array.place] = array.field.kept(param, other.field.full(param, other.value))
+            else:
+                values[array.place] = _converted(other.value, factor, array.value)
         elif not _begins_anew(array, new, matched):
             source = sources[array.site.groups]
             taken = None if source is None else ages[source]
@@ -424,6 +429,8 @@ def factor_between(array: StateArray, other: StateArray) -> tuple[float | None, 
     if np.iscomplexobj(array.value) != np.iscomplexobj(other.value):
         return None, "it is complex on one side only"
     new, old = array.field, other.field
+    if isinstance(new, Weights) or isinstance(old, Weights):
+        return (1.0, "") if type(new) is type(old) else (None, "")
     streams = array.site.stream, other.site.stream
     if isinstance(new, Own) or isinstance(old, Own):
         same_field = array.site.name == other.site.name and array.field_words == other.field_words
@@ -522,7 +529,7 @@ def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[A
 
 def _counted(array: StateArray, age: int | None, missing: list[str], notes: list[str]) -> float | None:
     """What a count, or a number that follows from it, is after as many steps as its group has taken."""
-    if isinstance(array.field, Moment | Own):
+    if isinstance(array.field, Moment | Own | Weights):
         return None
     if age is None:
         if isinstance(array.field, Count) and not array.field.is_needed:
@@ -539,7 +546,8 @@ def _check_moments(old: list[StateArray], new: list[StateArray], matches: list[M
         [array for array in arrays if isinstance(array.field, Moment) and not array.field.if_unchanged]
         for arrays in (old, new)
     )
-    if {array.param for array in had} & {array.param for array in has} and not matches:
+    kept = [array for array, _, _ in matches if not isinstance(array.field, Weights)]
+    if {array.param for array in had} & {array.param for array in has} and not kept:
         why = "".join(f"\n  {note}" for note in dict.fromkeys(notes))
         before, now = ({f"the {array.quantity}" for array in arrays} for arrays in (had, has))
         raise ValueError(

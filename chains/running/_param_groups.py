@@ -8,15 +8,24 @@ import jax
 import optax
 
 from linkax.transforms import SLOT, Link, link
+from linkax.transforms._check import checked
 from linkax.transforms._describe import describe
+from linkax.transforms._formats import Format
 from linkax.transforms._precision import wide_inside
 from linkax.transforms._trees import Said, is_function, said_of
 
 from ..algebra._chain import Chain, chain
 from ..algebra._paths import labels_by_path, path_text
+from ._stored import stored_moments
 
 
-def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any) -> Chain:
+@checked
+def param_groups(
+    groups: Mapping[str, optax.GradientTransformation],
+    labels: Callable[[str, Any], str] | Any,
+    *,
+    state: Format | None = None,
+) -> Chain:
     """Gives each group of parameters an optimizer of its own.
 
     A parameter of group k is updated by the chain of k alone, which sees nothing of the others: a clipping by the
@@ -32,6 +41,8 @@ def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Cal
             `"params/Dense_0/kernel"`, and the parameter itself to the group's name; or a tree of names like the
             parameters, or like the upper part of their tree, where a name is for all that is below. Only its paths
             matter: a dictionary will do for a `FrozenDict`, an `nnx.State` or an Equinox module.
+        state: How the moments of all groups are kept between the steps, as `stored` keeps them: `"bfloat16"`,
+            `"float8"`, `"int8"` or `"int4"`; `None` for float32, or as the groups' own chains say.
 
     Returns:
         A chain of one link, whose state is `optax.partition`'s. The groups' links are reached through their names:
@@ -86,6 +97,7 @@ def param_groups(groups: Mapping[str, optax.GradientTransformation], labels: Cal
     for name, tx in groups.items():
         if not isinstance(name, str) or not isinstance(tx, optax.GradientTransformation):
             raise TypeError(f"param_groups: groups must be a dictionary from names to chains, got {name!r}: {tx!r}")
+    groups = {name: stored_moments(tx, state) for name, tx in groups.items()}
     if is_function(labels):
         try:
             inspect.signature(labels).bind("path", None)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linkax.transforms import Gathered, Own
+from linkax.transforms import Gathered, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
@@ -167,7 +167,8 @@ def _moments(
         if value is None:
             continue
         reals = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
-        if _is_of_squares(array) and any(real.min(initial=0) < 0 for real in reals):
+        assert isinstance(array.field, Moment)
+        if not array.field.has_sign and any(real.min(initial=0) < 0 for real in reals):
             problems.append(f"{what} must not be negative, because it is the {array.quantity}")
         values[array.place] = _filled(what, value, partner.factor, array.value, problems)
     return values
@@ -196,10 +197,6 @@ def _check_keys(
             problems.append(f"the state of {name} has no {', '.join(missing)}")
         if extra := sorted(file.keys[name] - wanted - numbers - misplaced):
             problems.append(f"the state of {name} has {', '.join(extra)}, for which the chain has no place")
-
-
-def _is_of_squares(array: StateArray) -> bool:
-    return array.quantity.startswith(("mean square", "sum of squares", "maximum of"))
 
 
 def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: list[str]) -> Any:

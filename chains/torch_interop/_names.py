@@ -188,6 +188,9 @@ def import_params(
 ) -> Any:
     """Takes the values of a PyTorch model's `state_dict` into a tree of parameters.
 
+    The float32 master weights that a PyTorch optimizer has beside a model of 16 bits go into a float32 tree in the same
+    way; `linkax.chains.with_full_weights` sets them, and `full_weights` reads them for `export_params`.
+
     Args:
         params: The tree, of the right shapes and dtypes, such as a Flax module's `init` gives.
         state_dict: What `model.state_dict()` gave, with tensors or arrays. Statistics of batch normalisation may be

@@ -120,7 +120,7 @@ MISFITS = {
 )
 def test_a_mask_of_another_structure_is_refused_by_init(build, mask, got):
     tx = build(mask)
-    message = f"^(add_l2_to_grad|decoupled_weight_decay): mask must say of every parameter whether it decays, got {got}"
+    message = f"^(add_l2_to_grad|decoupled_weight_decay): mask must say of every parameter whether it is to decay, got {got}"
     for init in (tx.init, jax.jit(tx.init)):
         with pytest.raises(ValueError, match=message):
             init(PARAMS)

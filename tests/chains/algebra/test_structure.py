@@ -199,7 +199,7 @@ def test_nested_chains_stay_nested_inside_optaxs():
 
 def test_lazy_is_around_what_it_holds():
     tx = chain(lazy(scale_by_momentum(0.9)), scale_by_learning_rate(0.1))
-    assert tx.drop("lazy").links == tx.links[1:]
+    assert tx.drop("lazy") == chain(scale_by_momentum(0.9), scale_by_learning_rate(0.1))
     assert ablations(tx)["without lazy"] == chain(scale_by_momentum(0.9), scale_by_learning_rate(0.1))
 
 

@@ -1,0 +1,112 @@
+"""The float32 weights behind parameters of low precision: reading and setting them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from linkax.transforms import Weights
+from linkax.transforms._leaves import check_leaves, dtype_of
+
+from ..algebra._paths import words
+from ..algebra._structure import StateArray, state_arrays, with_arrays
+from ._weight_bits import LOW, nearest, widen
+
+
+def full_weights(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
+    """Returns the weights that `precise_weights` trains: in float32, what the parameters are rounded from.
+
+    Args:
+        tx: The optimizer, whatever `precise_weights` is wrapped in, or one without it.
+        state: Its state.
+        params: Its parameters.
+
+    Returns:
+        A tree like the parameters, in float32 where these are bfloat16 or float16. Where nothing is kept of a weight (a
+        chain without `precise_weights`, stochastic rounding), it is the parameter, widened.
+
+    Raises:
+        ValueError: If `state` is not a state of `tx`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from linkax.chains import full_weights, precise_weights, sgd
+        >>> tx, w = precise_weights(sgd(1e-3)), jnp.ones(2, jnp.bfloat16)
+        >>> updates, state = tx.update(w, tx.init(w), w)
+        >>> print(full_weights(tx, state, optax.apply_updates(w, updates)))
+        [0.999 0.999]
+
+    Source:
+        Micikevicius et al., "Mixed precision training", 2018.
+    """
+    kept = _kept_arrays("full_weights: state", tx, state, params)
+
+    def full(path: Any, p: Any) -> Any:
+        array, field = kept.get(words(path), (None, None))
+        if array is not None and field is not None:
+            return field.full(jnp.asarray(p), array.value)
+        return widen(jnp.asarray(p)) if dtype_of(p) in LOW else p
+
+    return jax.tree_util.tree_map_with_path(full, params)
+
+
+def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any, weights: Any) -> tuple[Any, Any]:
+    """Returns parameters and state that stand for other float32 weights; the rest of the state stays.
+
+    So weights from elsewhere, such as the master parameters of a PyTorch run, go on exactly.
+
+    Args:
+        tx: The optimizer, whatever `precise_weights` is wrapped in.
+        state: Its state. Not changed.
+        params: Parameters of the right shapes and dtypes. Not changed.
+        weights: The weights, in a tree like the parameters: float32 where these are bfloat16 or float16.
+
+    Returns:
+        The parameters, each the nearest to its weight, and the state. Where nothing is kept of a weight (a chain
+        without `precise_weights`, stochastic rounding), what rounding takes off it is lost.
+
+    Raises:
+        ValueError: If `state` is not a state of `tx`, or `weights` has another tree or other shapes than `params`.
+        TypeError: If a weight is no floating-point array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.chains import full_weights, precise_weights, sgd, with_full_weights
+        >>> tx, w = precise_weights(sgd(1e-3), by="lost_bits"), jnp.ones(2, jnp.bfloat16)
+        >>> w, state = with_full_weights(tx, tx.init(w), w, jnp.array([0.1, 0.2]))
+        >>> print(w, full_weights(tx, state, w))
+        [0.100098 0.200195] [0.1 0.2]
+
+    Source:
+        Micikevicius et al., "Mixed precision training", 2018.
+    """
+    check_leaves("with_full_weights: weights", weights, params, rows=False, whole=True)
+    kept = _kept_arrays("with_full_weights: state", tx, state, params)
+    values: dict[Any, Any] = {}
+
+    def set_one(path: Any, p: Any, weight: Any) -> Any:
+        p = jnp.asarray(p)
+        array, field = kept.get(words(path), (None, None))
+        if p.dtype not in LOW:
+            return jnp.asarray(weight, p.dtype)
+        weight = jnp.asarray(weight, jnp.float32)
+        if array is None or field is None:
+            return nearest(weight, p).astype(p.dtype)
+        new = field.nearest(weight, p)
+        values[array.place] = field.kept(new, weight)
+        return new
+
+    params = jax.tree_util.tree_map_with_path(set_one, params, weights)
+    return params, with_arrays("with_full_weights: state", tx, state, values, params)
+
+
+def _kept_arrays(
+    where: str, tx: optax.GradientTransformation, state: Any, params: Any
+) -> dict[tuple[str, ...], tuple[StateArray, Weights]]:
+    """What the state has of the weights, by the words of the parameters' paths."""
+    return {
+        array.param: (array, array.field)
+        for array in state_arrays(where, tx, state, params)
+        if isinstance(array.field, Weights) and array.param is not None
+    }

@@ -1,0 +1,242 @@
+"""Parameters of low precision that train as if they were float32."""
+
+import functools
+import zlib
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from linkax.transforms import Count, Link, Weights, link
+from linkax.transforms._check import checked
+from linkax.transforms._leaves import check_leaves, dtype_of, in_dtype_of, increment, is_one_leaf, widened
+from linkax.transforms._link import links_of
+from linkax.transforms._precision import wide_inside
+from linkax.transforms._rounding import seed_of
+from linkax.transforms._trees import is_missing, listed, path_text
+
+from ..algebra._chain import Chain, chain
+from ._weight_bits import LOW, difference, joined, lost_beside, nearest, nearest_splitting, stochastically, widen
+
+By = Literal["master_copy", "lost_bits", "stochastic_rounding"]
+
+
+class PreciseWeightsState(NamedTuple):
+    """State of `precise_weights`; `None` where there is nothing to keep, as for every float32 parameter."""
+
+    count: jax.Array | None  # pyright: ignore  # () int32: steps taken, which vary the noise of stochastic rounding
+    master: Any  # shapes of the parameters, float32: the weights
+    lost: Any  # shapes of the parameters, int16: what the weights have more than the parameters
+    inner: Any  # the state of the optimizer inside
+
+
+@checked
+def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *, seed: int = 0) -> Chain:
+    """Trains bfloat16 and float16 parameters as if they were float32.
+
+    A bfloat16 has 8 binary digits, so that w + u is w again for every update smaller than w/512, and a training with
+    small steps stands still. Here the optimizer inside sees and updates float32 weights W, and the parameters are what
+    these are nearest to: W_{t+1} = W_t + u_t, w_{t+1} = round(W_{t+1}).
+
+    | `by`                    | bytes a parameter | what is kept                                              |
+    | ----------------------- | ----------------- | --------------------------------------------------------- |
+    | `"master_copy"`         | 4                 | W                                                         |
+    | `"lost_bits"`           | 2                 | W − w, in units of the last bit of W; for bfloat16 only   |
+    | `"stochastic_rounding"` | 0                 | nothing: w + u is rounded up or down, right on average    |
+
+    With the first two, W is that of a float32 training on the same gradients, to the last bit if both are compiled
+    alike. Parameters that are float32 or wider are left to the optimizer inside, and nothing is kept of them.
+
+    The updates are float32, also of bfloat16 parameters, and lead exactly to the next ones by `optax.apply_updates`,
+    which Flax's `TrainState` and `nnx.Optimizer` use. Nothing may come between. Optax's wrappers may stand around it or
+    inside; those that want updates in the dtype of the gradients (`optax.apply_if_finite`, if these are bfloat16), and
+    `optax.inject_hyperparams`, which rounds numbers to the dtype of the parameters, belong inside.
+
+    If the parameters are not those that the last step has led to, because somebody has clipped or loaded some, the
+    master copy takes over those that differ. Lost bits cannot tell; they then move a parameter by at most half the
+    spacing of bfloat16 numbers, so that it is still what the weight rounds to. `with_full_weights` sets both.
+
+    `migrate` goes on from a plain chain, whose parameters are then the weights, and from one way to another, with the
+    weights as they are; back to a plain chain, what it lists as dropped is lost.
+
+    Args:
+        tx: The optimizer, such as `adamw(1e-5)`. It is given the weights and the gradients in float32.
+        by: `"master_copy"`, `"lost_bits"` or `"stochastic_rounding"`.
+        seed: Which noise rounds stochastically: a whole number from 0 to 2³² − 1. It also depends on the step, the
+            parameter's path and the value, and not on how arrays are sharded; equal values are rounded alike.
+
+    Returns:
+        A chain of one link, `float32_weights`, whose state is `PreciseWeightsState(count, master, lost, inner)`. It has
+        to be the last one, so `tx.add` and `chain` refuse to put links behind it.
+
+    Raises:
+        ValueError: If `by` is none of these or `seed` no such number; in `init` and `update`, if parameters are float8
+            or, with `"lost_bits"`, float16; in `update`, if no parameters are given.
+        TypeError: If `tx` is not a transformation; for row-sparse gradients.
+
+    Differences:
+        PyTorch: `torch.amp` keeps the parameters in float32 and casts copies of them; Apex and DeepSpeed keep a master
+        copy beside a model of 16 bits, which `with_full_weights` and `full_weights` move in and out. Optax has nothing.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from linkax.chains import full_weights, precise_weights, sgd
+        >>> tx = precise_weights(sgd(1e-3), by="lost_bits")
+        >>> tx
+        chain
+        └─ float32_weights(by='lost_bits')
+           └─ scale_by_learning_rate(learning_rate=0.001)  step
+        >>> w = jnp.ones(2, jnp.bfloat16)
+        >>> state = tx.init(w)
+        >>> for _ in range(4):
+        ...     updates, state = tx.update(jnp.ones(2, jnp.bfloat16), state, w)
+        ...     w = optax.apply_updates(w, updates)
+        >>> print(w, full_weights(tx, state, w))
+        [0.996094 0.996094] [0.99600005 0.99600005]
+
+    Source:
+        Micikevicius et al., "Mixed precision training", 2018; Zamirai et al., "Revisiting BFloat16 training", 2020.
+    """
+    links_of("precise_weights: tx", tx)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"precise_weights: seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    return chain(float32_weights(tx, by, seed=seed if by == "stochastic_rounding" else None))
+
+
+def _checked_master(p: Any, kept: Any) -> Any:
+    """The master copy, and the parameter itself where it is no longer the master's because somebody has set it.
+
+    NaN is never the same as the master's, and so goes through.
+    """
+    return jnp.where(nearest(kept, p) == widen(p), kept, widen(p))
+
+
+MASTER = Weights(
+    full=_checked_master,
+    kept=lambda p, full: full,
+    nearest=lambda full, like: nearest(full, like).astype(like.dtype),
+)
+
+LOST = Weights(
+    full=joined,
+    kept=lambda p, full: lost_beside(widen(p), full),
+    nearest=lambda full, like: nearest_splitting(full).astype(like.dtype),
+)
+
+
+@link(
+    None,
+    holds={"inner": ("inner",)},
+    state={"count": Count(is_needed=False), "master": MASTER, "lost": LOST},
+    is_final=True,
+)
+def float32_weights(
+    inner: optax.GradientTransformation, by: By, *, seed: int | None = None
+) -> optax.GradientTransformation:
+    """The link that `precise_weights` makes a chain of."""
+    held = inner if isinstance(inner, Link | Chain) else wide_inside(inner)
+
+    def init(params: Any) -> Any:
+        leaves, structure = _low_leaves(by, params)
+        count = jnp.zeros((), jnp.int32) if by == "stochastic_rounding" else None
+        full = [p if path is None else _widened(p) for path, p in leaves]
+        master = [None if path is None else w for (path, _), w in zip(leaves, full)]
+        lost = [None if path is None else jnp.zeros_like(p, jnp.int16) for path, p in leaves]
+        return PreciseWeightsState(
+            count,
+            structure.unflatten(master) if by == "master_copy" else None,
+            structure.unflatten(lost) if by == "lost_bits" else None,
+            held.init(structure.unflatten(full)),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(
+                "precise_weights: params must be given to update, because they are part of the weights: "
+                "tx.update(updates, state, params), got None"
+            )
+        check_leaves("precise_weights: a gradient", updates, params, rows=False, whole=True)
+        leaves, structure = _low_leaves(by, params)
+        kept = [None] * len(leaves)
+        if by != "stochastic_rounding":
+            kept = structure.flatten_up_to(state.master if by == "master_copy" else state.lost)
+        full = [p if path is None else _full(by, jnp.asarray(p), own) for (path, p), own in zip(leaves, kept)]
+        weights = structure.unflatten(full)
+        updates, inner_state = held.update(widened(updates, weights), state.inner, weights, **extra_args)
+        of_step = None if seed is None else seed_of(seed, state.count)
+        out, new = [], []
+        for (path, p), weight, own, u in zip(leaves, full, kept, structure.flatten_up_to(updates)):
+            if path is not None and not is_missing(u):
+                noise = None if of_step is None else seed_of(of_step, index=zlib.crc32(path.encode()))
+                u, own = _step(by, jnp.asarray(p), jnp.asarray(weight + u, jnp.float32), noise)
+            out.append(u if path is not None else in_dtype_of(u, p))
+            new.append(own)
+        return structure.unflatten(out), PreciseWeightsState(
+            None if state.count is None else increment(state.count),
+            structure.unflatten(new) if by == "master_copy" else None,
+            structure.unflatten(new) if by == "lost_bits" else None,
+            inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+# The arithmetic of one parameter is traced once for each shape and dtype.
+_once = functools.partial(jax.jit, static_argnums=0, inline=True)
+
+
+@_once
+def _full(by: By, p: Any, kept: Any) -> Any:
+    """The float32 weight of a parameter, with what is kept of it."""
+    if by == "stochastic_rounding":
+        return widen(p)
+    return (MASTER if by == "master_copy" else LOST).full(p, kept)
+
+
+@_once
+def _step(by: By, p: jax.Array, weight: jax.Array, noise: Any) -> tuple[jax.Array, Any]:
+    """The update that leads from a parameter to that of a weight, and what is kept of the weight.
+
+    The update is the difference of two 16-bit numbers; float32 has it exactly, unless the weight falls to less than
+    2⁻¹⁶ of what it was. It then is off by at most 2⁻²⁴ of itself, and the parameter is what that leads to.
+    """
+    old = widen(p)
+    if by == "stochastic_rounding":
+        return difference(stochastically(weight, p, noise), old), None
+    if by == "master_copy":
+        return difference(nearest(weight, p), old), weight
+    u = difference(nearest_splitting(weight), old)
+    return u, lost_beside(nearest(old + u, p), weight)
+
+
+def _widened(p: Any) -> Any:
+    """A parameter in float32; of one that only has a shape, zeros, which the first step notices to be others."""
+    return jnp.zeros(p.shape, jnp.float32) if isinstance(p, jax.ShapeDtypeStruct) else widen(jnp.asarray(p))
+
+
+def _low_leaves(by: By, params: Any) -> tuple[list[tuple[str | None, Any]], Any]:
+    """All parameters, each with its path if its precision is low, and the structure of their tree."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_one_leaf)
+    found = [(path_text(path) if is_low(p) else None, p) for path, p in leaves]
+    wrong = [f"{path_text(path)} ({dtype_of(p)})" for path, p in leaves if _is_too_low(by, p)]
+    if wrong and by == "lost_bits":
+        raise ValueError(
+            "precise_weights: params must be bfloat16, or at least float32, for by='lost_bits' (float16 can be trained "
+            f"with by='master_copy' or by='stochastic_rounding'), got {listed(wrong)}"
+        )
+    if wrong:
+        raise ValueError(f"precise_weights: params must be bfloat16, float16, or at least float32, got {listed(wrong)}")
+    return found, structure
+
+
+def is_low(p: Any) -> bool:
+    """Whether a parameter has too few digits to train in."""
+    return not is_missing(p) and dtype_of(p) in LOW
+
+
+def _is_too_low(by: By, p: Any) -> bool:
+    if is_missing(p) or not jnp.issubdtype(dtype_of(p), jnp.floating):
+        return False
+    allowed = LOW[:1] if by == "lost_bits" else LOW
+    return jnp.finfo(dtype_of(p)).bits < 32 and dtype_of(p) not in allowed

@@ -1,0 +1,255 @@
+"""Optimizer state in fewer bits: kept so between the steps, and float32 within them."""
+
+import functools
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from linkax.transforms import Link, Moment, Own, Place, View, link
+from linkax.transforms._formats import Blocks, Format, decode, encode, fits
+from linkax.transforms._leaves import dtype_of, increment
+from linkax.transforms._link import links_of
+from linkax.transforms._masks import selected
+from linkax.transforms._meaning import Field
+from linkax.transforms._precision import wide_inside
+from linkax.transforms._rounding import seed_of
+
+from ..algebra._chain import Chain, chain
+from ..algebra._paths import leaves_with_path, words
+from ..algebra._structure import Site, get_at, map_states, parts, put_at
+
+Rounding = Literal["stochastic", "nearest"]
+
+
+class StoredState(NamedTuple):
+    """State of `stored`."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken, which vary the noise
+    inner: Any  # the state of what is inside, with `Blocks`, `RootBlocks` or bfloat16 in the place of some moments
+
+
+class RootBlocks(NamedTuple):
+    """Blocks of something that is never negative, as its root."""
+
+    codes: jax.Array
+    scales: jax.Array
+
+
+def _place_of(inner: optax.GradientTransformation, **_: Any) -> Place | None:
+    places = {one.place for one in links_of("stored: inner", inner)}
+    return places.pop() if len(places) == 1 else "moment" if places <= {"moment", None} and len(places) > 1 else None
+
+
+def _view(as_: Format, **_: Any) -> View:
+    return View(functools.partial(_opened, as_), functools.partial(_closed, as_))
+
+
+@link(
+    None,
+    place_from=_place_of,
+    holds={"inner": ("inner",)},
+    state={"count": Own()},
+    view=_view,
+)
+def stored(
+    inner: optax.GradientTransformation,
+    as_: Format,
+    *,
+    rounding: Rounding = "stochastic",
+    min_size: int = 4096,
+    mask: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformation:
+    """Keeps the moments of what is inside in fewer bits, and computes with them in float32 as before.
+
+    state_t = round(u(decode(state_{t−1}), g_t)), where u is what `inner` does to its state. Only what its links declare
+    to be a `Moment` is kept so, of large parameters; counts and small parameters are not worth it, and of moments that
+    are subtracted from each other, as `variance` does, rounding would leave nothing.
+
+    | `as_`        | bytes a moment | what it is                                                                       |
+    | ------------ | -------------- | -------------------------------------------------------------------------------- |
+    | `"bfloat16"` | 2              | float32 without its low half: 3 digits, any size                                 |
+    | `"float8"`   | 1              | float8 (e4m3) relative to the largest value of a block                           |
+    | `"int8"`     | 1              | one-byte codes relative to the largest value of a block, finest near 0           |
+    | `"int4"`     | 0.5            | four-bit codes, likewise in smaller blocks                                       |
+
+    Second moments are kept as roots, in codes without a sign in which no positive value becomes 0: they are divided by.
+    A block lies along one axis of its parameter, so that sharded parameters have sharded moments.
+
+    A bfloat16 or one-byte number is too coarse for the small share that a step of a slow average moves it by. Rounded
+    to the nearest, the average would stand still; so it is rounded up or down with the probability that makes the mean
+    right. The noise depends on the seed, the step and the value, and not on how arrays are sharded.
+
+    Args:
+        inner: The link whose state is kept so, or a chain, a group of links, or a whole optimizer.
+        as_: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`.
+        rounding: `"stochastic"` or `"nearest"`.
+        min_size: Parameters with fewer elements keep float32 moments; at least 0.
+        mask: Which parameters' moments are kept so: a tree of booleans like the parameters, or its upper part, or a
+            function from the parameters to one, as for `add_l2_to_grad`; by default all.
+        seed: Which noise rounds: a whole number from 0 to 2³² − 1.
+
+    Returns:
+        A link at `inner`'s place, without one if `inner` is a whole optimizer. Its state is
+        `StoredState(count, inner)`; what becomes `Blocks` or `RootBlocks` there has codes of the parameter's shape
+        (half of it in four bits), and scales that are fewer along one axis.
+
+    Raises:
+        ValueError: If `as_` or `rounding` is none of these, `min_size` or `seed` is negative; in `init`, if nothing
+            inside is a moment: `@link(..., state=...)` declares what a link's state means.
+        TypeError: If `inner` is not a transformation; for row-sparse gradients, whose rows it would round each time.
+
+    Differences:
+        bitsandbytes' 8-bit and torchao's 4-bit optimizers flatten a parameter, look codes up in a table, and round to
+        the nearest. Optax has `mu_dtype`, for the first moment. Complex and float64 moments are left as they are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from linkax.chains import adamw, chain, stored
+        >>> from linkax.transforms import scale_by_learning_rate, scale_by_momentum
+        >>> tx = chain(stored(scale_by_momentum(0.9), "int8"), scale_by_learning_rate(0.1))
+        >>> tx
+        chain
+        ├─ stored(as_='int8')                          moment
+        │  └─ scale_by_momentum(decay=0.9, dampening=0.0)  moment
+        └─ scale_by_learning_rate(learning_rate=0.1)   step
+        >>> state = tx.init({"w": jnp.ones((256, 128))})
+        >>> state[0].inner.mu["w"].codes.dtype
+        dtype('int8')
+        >>> tx = adamw(1e-3, state="int8")  # the same around all moments of a named optimizer
+
+    Source:
+        Dettmers et al., "8-bit optimizers via block-wise quantization", 2022; Li, Chen and Zhu, "Memory efficient
+        optimizers with 4-bit states", 2023.
+    """
+    for name, value, most in (("min_size", min_size, None), ("seed", seed, 2**32 - 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (most is not None and value > most):
+            allowed = "of at least 0" if most is None else f"from 0 to {most}"
+            raise ValueError(f"stored: {name} must be a whole number {allowed}, got {value!r}")
+    within = list(parts(links_of("stored: inner", inner)))
+    if coded := [part.name for part in within if any(slot.view for slot in part.link.slots.values())]:
+        raise ValueError(
+            f"stored: inner must not hold another link that keeps its state in a form of its own, got {coded[0]}"
+        )
+    held = wide_inside(inner)
+
+    def init(params: Any) -> StoredState:
+        if not _moments(*links_of("stored: inner", inner)):
+            raise ValueError(
+                "stored: inner must hold a link that says which of its state are moments that may be rounded, as "
+                f"@link(..., state={{...: Moment(...)}}) does, got {', '.join(part.name for part in within)}"
+            )
+        flags = [] if mask is None else leaves_with_path(selected("stored", mask, params, "be kept in fewer bits"))
+        wanted = {words(path): flag for path, flag in flags}
+        state = _first_kept(as_, inner, held.init(params), min_size, wanted)
+        return StoredState(jnp.zeros((), jnp.int32), state)
+
+    def update(updates: Any, state: StoredState, params: Any = None, **extra_args: Any) -> tuple[Any, StoredState]:
+        updates, new = held.update(updates, _opened(as_, state.inner), params, **extra_args)
+        noise = seed_of(seed, state.count) if rounding == "stochastic" else None
+        return updates, StoredState(increment(state.count), _kept(as_, new, state.inner, noise))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+_T = TypeVar("_T", bound=optax.GradientTransformation)
+
+
+def stored_moments(tx: _T, as_: Format | None) -> _T | Chain:
+    """An optimizer with `stored` around each of its links that keeps moments; `None` leaves it as it is."""
+    if as_ is None:
+        return tx
+    return chain(*(stored(one, as_) if _moments(one) else one for one in links_of("stored", tx)))
+
+
+def _moments(*links: Link) -> list[Field]:
+    """What the links, those inside them, and those that they are abbreviations for, gather that may be rounded."""
+    found = []
+    for part in parts(links):
+        found += [field for field in part.link.fields.values() if _is_rounded(field)]
+        found += [] if part.link.definition is None else _moments(*part.link.definition.links)
+    return found
+
+
+def _is_rounded(field: Field) -> bool:
+    return isinstance(field, Moment) and not field.is_subtracted
+
+
+def _first_kept(
+    as_: Format, inner: optax.GradientTransformation, state: Any, min_size: int, wanted: dict[Any, bool]
+) -> Any:
+    """The state as it is kept from the beginning; `wanted` says of which parameters, by the words of their paths."""
+
+    def keep(site: Site, own: Any) -> Any:
+        for path, field in site.link.fields.items():
+            if isinstance(field, Moment) and _is_rounded(field):
+                blocks = Blocks if field.has_sign else RootBlocks
+                tree = jax.tree_util.tree_map_with_path(functools.partial(keep_leaf, blocks), get_at(own, path))
+                own = put_at(own, path, tree)
+        return own
+
+    def keep_leaf(blocks: Any, path: Any, leaf: Any) -> Any:
+        if (
+            not wanted.get(words(path), True)
+            or leaf.size < min_size
+            or leaf.dtype != jnp.float32
+            or not fits(as_, leaf.shape)
+        ):
+            return leaf
+        return _encoded(as_, leaf, blocks, None)
+
+    return map_states(keep, "stored: inner", inner, state)
+
+
+def _is_blocks(leaf: Any) -> bool:
+    return isinstance(leaf, Blocks | RootBlocks)
+
+
+def _opened(as_: Format, kept: Any) -> Any:
+    """The state in float32."""
+
+    def open_leaf(leaf: Any) -> Any:
+        if _is_blocks(leaf):
+            return decode(as_, Blocks(*leaf), positive=isinstance(leaf, RootBlocks))
+        return leaf.astype(jnp.float32) if _is_half(as_, leaf) else leaf
+
+    def open_all(kept: Any) -> Any:
+        return jax.tree.map(open_leaf, kept, is_leaf=_is_blocks)
+
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(kept))
+    return jax.eval_shape(open_all, kept) if is_abstract else open_all(kept)
+
+
+def _closed(as_: Format, state: Any, opened: Any, kept: Any) -> Any:
+    """A state that somebody has changed, in the form of the one that was kept; what is the same array stays kept."""
+
+    def close_leaf(leaf: Any, was: Any, before: Any) -> Any:
+        return before if leaf is was else _kept_leaf(as_, leaf, before, None)
+
+    return jax.tree.map(close_leaf, state, opened, kept)
+
+
+def _kept(as_: Format, state: Any, before: Any, noise: jax.Array | None) -> Any:
+    """The state in the form of the one before; rounded to the nearest without noise."""
+    leaves, structure = jax.tree.flatten(state)
+    seeds = [None if noise is None else seed_of(noise, index) for index in range(len(leaves))]
+    kept = structure.flatten_up_to(before)
+    return structure.unflatten(map(functools.partial(_kept_leaf, as_), leaves, kept, seeds))
+
+
+def _kept_leaf(as_: Format, leaf: Any, before: Any, seed: jax.Array | None) -> Any:
+    if _is_blocks(before):
+        return _encoded(as_, leaf, type(before), seed)
+    return _encoded(as_, leaf, None, seed) if _is_half(as_, before) else leaf
+
+
+def _encoded(as_: Format, leaf: Any, blocks: Any, seed: jax.Array | None) -> Any:
+    rounding = "nearest" if seed is None else "stochastic"
+    encoded = encode(as_, leaf, positive=blocks is RootBlocks, seed=seed, rounding=rounding)
+    return encoded if not isinstance(encoded, Blocks) else blocks(*encoded)
+
+
+def _is_half(as_: Format, kept: Any) -> bool:
+    return as_ == "bfloat16" and dtype_of(kept) == jnp.bfloat16

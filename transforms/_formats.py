@@ -1,0 +1,277 @@
+"""How an array of optimizer state is kept in fewer bits.
+
+bfloat16 is float32 without its low half. The other formats keep one code an element, of one byte or of four bits, and
+one scale a block of elements:
+
+x ≈ scale · level(code),   scale = a power of two, from the block's largest |x| to three times that
+
+| format   | level of code c, with a sign        | level of code c, without                       |
+| -------- | ----------------------------------- | ---------------------------------------------- |
+| `float8` | float8 e4m3 over 256                | a float of 5 bits of exponent, 3 of mantissa   |
+| `int8`   | sign(c) · (c/127)⁴, c = −127 … 127  | ((c + 1)/256)⁴, c = 0 … 255                    |
+| `int4`   | sign(c) · (c/7)², c = −7 … 7        | ((c + 9)/16)⁴, c = −8 … 7                      |
+
+Moments of one block differ by orders of magnitude, so the levels lie closer together towards zero. Fourth powers need
+no table: two squarings decode, two square roots encode.
+
+A power of two makes scaling exact, so that a state that does not change keeps its codes, whatever the noise.
+
+What is never negative (a second moment) has codes without a sign and without zero: it is divided by, and rounding it to
+zero would turn a small step into an infinite one. What is below the lowest level becomes the lowest level, whose root
+is 1/65536 of the scale's (1/46341 for `float8`, 1/256 for `int4`); zero too, unless all of the block is zero.
+
+A block is a whole row or column: all elements along one axis. So nothing is reshaped. Codes have the array's shape and
+scales broadcast to it, a sharded array has sharded codes, and XLA makes two loops over memory of a step: one over the
+gradient and the old codes for the new maxima, one that makes the new codes and parameters. Blocks of a fixed length,
+which cut an axis, come out so on a TPU for some sizes only; for others XLA stores the moments in float32 on the way
+(8 bytes a parameter), or fails to compile.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._rounding import stochastic, uniform
+
+Format = Literal["bfloat16", "float8", "int8", "int4"]
+Rounding = Literal["nearest", "stochastic"]
+
+
+class Blocks(NamedTuple):
+    """An array kept as codes, with a scale for each block of them."""
+
+    codes: jax.Array  # the array's shape, of one byte or four bits
+    scales: jax.Array  # the array's shape but for the axis of the blocks, which is 1; bfloat16
+
+
+def fits(format: Format, shape: tuple[int, ...]) -> bool:
+    """Whether an array of this shape can be kept so: bfloat16 always, else if there is an axis long enough."""
+    return format == "bfloat16" or bool(_axes(tuple(shape)))
+
+
+def encode(
+    format: Format,
+    x: jax.Array,
+    *,
+    positive: bool,
+    seed: Any = None,
+    rounding: Rounding = "stochastic",
+    before: Any = None,
+    scales: jax.Array | None = None,
+) -> jax.Array | Blocks:
+    """An array as it is kept.
+
+    Args:
+        format: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`.
+        x: A floating-point array of a shape that fits; what is wider is rounded to float32 first.
+        positive: Whether it is never negative.
+        seed: A uint32 scalar, another one at each step (`seed_of`); only stochastic rounding needs it.
+        rounding: `"stochastic"`, to one of the two next levels so that the mean is x, or `"nearest"`. An average that
+            moves by less than half of the levels' distance in each step stands still when rounded to the nearest.
+        before: What was kept until now: its blocks lie along the same axis, and scales change only if they have to.
+            Without it an axis is chosen: one along which the array is not sharded, if JAX can tell, and then the
+            shortest that is not too short.
+        scales: The blocks' scales, if they have been computed already (`block_scales`).
+
+    Returns:
+        An array for bfloat16, else `Blocks`. A block with a NaN, an infinity or a number above 2¹²⁶ becomes NaN as a
+        whole: an overflow stays visible.
+
+    Raises:
+        ValueError: If `format` or `rounding` is none of these, or the shape does not fit.
+    """
+    for name, value, allowed in (("format", format, get_args(Format)), ("rounding", rounding, get_args(Rounding))):
+        if value not in allowed:
+            raise ValueError(f"encode: {name} must be one of {allowed}, got {value!r}")
+    if format == "bfloat16":
+        x = jnp.asarray(x, jnp.float32)
+        return stochastic(x, jnp.bfloat16, seed) if rounding == "stochastic" else x.astype(jnp.bfloat16)
+    if scales is None:
+        scales = block_scales(x, before)
+    x = jnp.asarray(x, jnp.float32)
+    # A power of two has no mantissa: taking its bits off those of 2¹²⁷ with one more in the exponent inverts it.
+    inverse = jax.lax.bitcast_convert_type(np.uint32(254 << 23) - _bits(scales.astype(jnp.float32)), jnp.float32)
+    share = (jnp.maximum(x, 0) if positive else x) * inverse  # at most 1
+    noise = None if rounding == "nearest" else uniform(x, seed)
+    return Blocks(_CODES[format](share, noise, positive), scales)
+
+
+def decode(format: Format, kept: Any, *, positive: bool) -> jax.Array:
+    """What `encode` made, as a float32 array: of the same shape, not negative if `positive`."""
+    if format == "bfloat16":
+        return kept.astype(jnp.float32)
+    return _LEVELS[format](kept[0], positive) * kept[1].astype(jnp.float32)
+
+
+def block_scales(x: jax.Array, before: Any = None) -> jax.Array:
+    """The scales of an array's blocks: for each the least power of two that is at least its largest |x|, as bfloat16.
+
+    A scale that a block has already, it keeps until its largest |x| outgrows it or falls to a third of it.
+
+    Where XLA stores the float32 array between finding the maxima and making the codes (on a GPU), compute the array
+    twice: once for the scales; then from the same inputs behind a `jax.lax.optimization_barrier` together with the
+    scales, for `encode(..., scales=scales)`.
+
+    Args:
+        x: A floating-point array of a shape that fits.
+        before: What was kept until now, whose blocks lie along the same axis.
+    """
+    axis = _axis(x) if before is None else _axis_of(before)
+    # The bits of numbers without a sign count them in order, NaN last; a maximum of floats may lose a NaN on CPUs.
+    size = jax.lax.bitcast_convert_type(jnp.abs(jnp.asarray(x, jnp.float32)), jnp.int32)
+    bits = jnp.max(size, axis=axis, keepdims=True)
+    # Adding almost one unit of the exponent rounds up to it.
+    power = jax.lax.bitcast_convert_type((bits + np.int32(0x7FFFFF)) & np.int32(0x7F800000), jnp.float32)
+    power = jnp.where(bits <= _LARGEST, power, jnp.nan)
+    if before is not None:
+        largest, old = jax.lax.bitcast_convert_type(bits, jnp.float32), before[1].astype(jnp.float32)
+        power = jnp.where((largest <= old) & (largest > _FALL * old), old, power)
+    return power.astype(jnp.bfloat16)
+
+
+_LARGEST = (126 + 127) << 23
+"""The bits of 2¹²⁶, which is the largest scale: its inverse is a normal number."""
+
+_FALL = 0.3
+"""How far a block's largest number may fall, as a share of the scale, until the scale follows.
+
+It is less than the level under 1/2 in every format. So what an array is rounded to has the same scale again, and the
+same codes; and a scale does not go back and forth.
+"""
+
+
+# The axis of the blocks.
+
+_SHORTEST = 48
+"""With shorter blocks the scales would take more than a twentieth of the codes' memory."""
+
+
+def _axes(shape: tuple[int, ...]) -> list[int]:
+    """The axes along which blocks may lie, the best first.
+
+    Along the shortest that is long enough, a block's elements have most in common: in an embedding of many words, one
+    word's. The last two axes are a layer's inputs and outputs; what lies before them may be layers or heads.
+    """
+    if len(shape) < 2 or 0 in shape:
+        return []
+    long = [axis for axis in range(len(shape)) if shape[axis] >= _SHORTEST]
+    return sorted(long, key=lambda axis: (axis < len(shape) - 2, shape[axis]))
+
+
+def _axis(x: jax.Array) -> int:
+    """The axis for an array of which nothing has been kept yet."""
+    axes = _axes(x.shape)
+    if not axes:
+        raise ValueError(
+            f"encode: x must have two axes or more, one of them of at least {_SHORTEST} elements, got shape {x.shape}"
+        )
+    local = _local_shape(x)
+    return next((axis for axis in axes if local[axis] == x.shape[axis]), axes[0])
+
+
+def _local_shape(x: jax.Array) -> tuple[int, ...]:
+    """The shape of one device's part of an array, as far as JAX knows; the whole shape for what is traced."""
+    if isinstance(x, jax.core.Tracer) or not hasattr(x, "sharding"):
+        return x.shape
+    return x.sharding.shard_shape(x.shape)
+
+
+def _axis_of(kept: Blocks) -> int:
+    """The axis along which blocks lie, which the two shapes tell."""
+    codes, scales = kept
+    return next(axis for axis, (size, count) in enumerate(zip(codes.shape, scales.shape)) if size != count)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+# Codes. Each takes a share of its block's scale, in [−1, 1], and a random number in [0, 1) or `None`.
+
+
+def _goes_up(share: jax.Array, low: jax.Array, high: jax.Array, noise: jax.Array | None) -> jax.Array:
+    """1 where the share goes to the level above, 0 where to the one below."""
+    threshold = 0.5 if noise is None else noise
+    return (threshold * (high - low) < share - low).astype(jnp.float32)
+
+
+def _fourth(z: jax.Array) -> jax.Array:
+    square = z * z
+    return square * square
+
+
+def _int8_code(share: jax.Array, noise: jax.Array | None, positive: bool) -> jax.Array:
+    size = share if positive else jnp.abs(share)
+    steps = 256 if positive else 127
+    code = jnp.floor(jnp.sqrt(jnp.sqrt(size)) * steps)
+    if positive:
+        code = jnp.maximum(code, 1)
+    unit = np.float32(1 / steps)
+    code = jnp.minimum(code + _goes_up(size, _fourth(code * unit), _fourth((code + 1) * unit), noise), steps)
+    return (code - 1).astype(jnp.uint8) if positive else jnp.copysign(code, share).astype(jnp.int8)
+
+
+def _int8_level(code: jax.Array, positive: bool) -> jax.Array:
+    number = code.astype(jnp.float32)
+    if positive:
+        return _fourth((number + 1) * np.float32(1 / 256))
+    z = number * np.float32(1 / 127)
+    return jnp.copysign(_fourth(z), z)
+
+
+def _int4_code(share: jax.Array, noise: jax.Array | None, positive: bool) -> jax.Array:
+    if positive:
+        code = jnp.maximum(jnp.floor(jnp.sqrt(jnp.sqrt(share)) * 16), 1)
+        unit = np.float32(1 / 16)
+        code = jnp.minimum(code + _goes_up(share, _fourth(code * unit), _fourth((code + 1) * unit), noise), 16)
+        return (code - 9).astype(jnp.int8).astype(jnp.int4)
+    size = jnp.abs(share)
+    code = jnp.floor(jnp.sqrt(size) * 7)
+    low, high = jnp.square(code * np.float32(1 / 7)), jnp.square((code + 1) * np.float32(1 / 7))
+    code = jnp.minimum(code + _goes_up(size, low, high, noise), 7)
+    return jnp.copysign(code, share).astype(jnp.int8).astype(jnp.int4)
+
+
+def _int4_level(code: jax.Array, positive: bool) -> jax.Array:
+    number = code.astype(jnp.int8).astype(jnp.float32)
+    if positive:
+        return _fourth((number + 9) * np.float32(1 / 16))
+    z = number * np.float32(1 / 7)
+    return z * jnp.abs(z)
+
+
+_LOWEST = 96 << 3
+"""The exponent and the first three bits of the mantissa of 2⁻³¹, as float32 has them: code 0 without a sign."""
+
+
+def _float8_code(share: jax.Array, noise: jax.Array | None, positive: bool) -> jax.Array:
+    if positive:
+        low = jnp.maximum(_bits(share) >> 20, np.uint32(_LOWEST))
+        up = _goes_up(share, _from_high_bits(low), _from_high_bits(low + 1), noise)
+        # (From whole numbers to whole numbers, XLA for the TPU makes a loop of its own of it.)
+        return ((low - np.uint32(_LOWEST)).astype(jnp.float32) + up).astype(jnp.uint8)
+    size = jnp.abs(share) * 256
+    normal = _bits(size) >> 20
+    below = jnp.floor(size * 512)  # under 2⁻⁶ the spacing is 2⁻⁹ throughout
+    is_normal = size >= np.float32(2**-6)
+    low = jnp.where(is_normal, _from_high_bits(normal), below * np.float32(2**-9))
+    high = jnp.where(is_normal, _from_high_bits(normal + 1), (below + 1) * np.float32(2**-9))
+    rounded = jnp.where(_goes_up(size, low, high, noise) > 0, high, low)
+    return jnp.copysign(rounded, share).astype(jnp.float8_e4m3fn)
+
+
+def _float8_level(code: jax.Array, positive: bool) -> jax.Array:
+    if positive:
+        return _from_high_bits(code.astype(jnp.uint32) + np.uint32(_LOWEST))
+    return code.astype(jnp.float32) * np.float32(1 / 256)
+
+
+def _from_high_bits(bits: jax.Array) -> jax.Array:
+    """The float32 with a sign of +, these 8 bits of exponent and 3 of mantissa, and zeros."""
+    return jax.lax.bitcast_convert_type(bits << 20, jnp.float32)
+
+
+_CODES = {"float8": _float8_code, "int8": _int8_code, "int4": _int4_code}
+_LEVELS = {"float8": _float8_level, "int8": _int8_level, "int4": _int4_level}
