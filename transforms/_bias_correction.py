@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ._check import ProperFraction
-from ._leaves import complement, gathered, like, map_updates, scalar, scalar_dtype, wide
+from ._leaves import complement, gathered, like, map_updates, over, scalar_dtype, times, wide
 from ._link import InFront, link
 from ._meaning import Gathered
 from ._schedules import at_steps, weight_gathered
@@ -32,6 +32,7 @@ def _weight_after(steps: int, decay: Any, **_: object) -> float:
 
 @link(
     "moment",
+    is_leafwise=True,
     is_row_local=True,
     state={"weight": Gathered(_weight_after), "lost": Gathered(lambda steps, **_: 0.0)},
     out="corrected {}",
@@ -86,10 +87,10 @@ def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> opt
         del params
         weight, lost = gathered(state.weight, state.lost, jnp.asarray(complement(decay), state.weight.dtype))
 
+        root = jnp.sqrt(weight) if behind_ratio else weight
+
         def correct(u):
-            value = wide(u)
-            share = scalar(jnp.sqrt(weight) if behind_ratio else weight, value)
-            return like(value * share if behind_ratio else value / share, u)
+            return like(times(root, wide(u)) if behind_ratio else over(wide(u), weight), u)
 
         return map_updates(correct, updates), BiasCorrectionState(weight, lost)
 

@@ -3,10 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
 from ._check import Number
-from ._leaves import like, map_updates, scalar, wide
+from ._leaves import like, map_updates, on_reals, times, wide
 from ._masks import check_flags, selected
 from ._trees import is_function
 
@@ -15,6 +17,10 @@ def add_decayed_weights(where: str, weight_decay: Any, mask: Any, factor: Number
     """Adds factor · weight_decay · w to every leaf that `mask` selects; `where` is named in errors."""
     if not is_function(mask):
         check_flags(where, mask)
+
+    # Arrays may be of half precision, where 1/α would be rounded.
+    share = jnp.asarray(weight_decay, jnp.result_type(float)) if isinstance(weight_decay, jax.Array) else weight_decay
+    share = factor * share if isinstance(factor, jax.Array) or factor != 1 else share
 
     def init(params):
         if jax.tree.leaves(params):  # there are none where Optax only wants to know which arrays belong to parameters
@@ -25,12 +31,11 @@ def add_decayed_weights(where: str, weight_decay: Any, mask: Any, factor: Number
         if params is None:
             raise ValueError(f"{where}: params must be given to update, because the weights decay; got None")
 
-        def add(u, w, select):
-            if not select:
-                return u
-            total = wide(u)
-            return like(total + scalar(factor, total) * scalar(weight_decay, total) * wide(w), u)
+        add = on_reals(lambda u, w: lax.add(u, times(share, w)))
 
-        return map_updates(add, updates, params, selected(where, mask, params)), state
+        def decay(u, w, is_selected):
+            return like(add(wide(u), wide(w)), u) if is_selected else u
+
+        return map_updates(decay, updates, params, selected(where, mask, params)), state
 
     return optax.GradientTransformation(init, update)

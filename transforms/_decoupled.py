@@ -23,6 +23,7 @@ def _alternatives(weight_decay: Any, mask: Any, **_: Any) -> Iterator[Alternativ
 
 @link(
     "step",
+    is_leafwise=True,
     place_from=lambda multiplied_by, **_: "update" if multiplied_by == "nothing" else "step",
     alternatives=_alternatives,
     too_late="to decay them independently of the learning rate, use decoupled_weight_decay(multiplied_by='nothing')",

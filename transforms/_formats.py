@@ -3,22 +3,22 @@
 bfloat16 is float32 without its low half. The other formats keep one code an element, of one byte or of four bits, and
 one scale a block of elements:
 
-x ≈ scale · level(code),   scale = a power of two, from the block's largest |x| to three times that
+x ≈ scale · level(code),   scale = the largest |x| of the block
 
-| format   | level of code c, with a sign        | level of code c, without                       |
-| -------- | ----------------------------------- | ---------------------------------------------- |
-| `float8` | float8 e4m3 over 256                | a float of 5 bits of exponent, 3 of mantissa   |
-| `int8`   | sign(c) · (c/127)⁴, c = −127 … 127  | ((c + 1)/256)⁴, c = 0 … 255                    |
-| `int4`   | sign(c) · (c/7)², c = −7 … 7        | ((c + 9)/16)⁴, c = −8 … 7                      |
+| format   | level of code c, with a sign              | level of code c, without                       |
+| -------- | ----------------------------------------- | ---------------------------------------------- |
+| `float8` | float8 e4m3 over 256                      | a float of 5 bits of exponent, 3 of mantissa   |
+| `int8`   | sign(c) · (c/127)⁴, c = −127 … 127        | ((c + 1)/256)⁴, c = 0 … 255                    |
+| `int4`   | sign(c) · 2^(|c| − 7), c = −7 … 7, 0 at 0 | 2^(c − 7), c = −8 … 7                          |
 
-Moments of one block differ by orders of magnitude, so the levels lie closer together towards zero. Fourth powers need
-no table: two squarings decode, two square roots encode.
+Moments of one block differ by orders of magnitude, so the levels lie closer together towards zero. None needs a table:
+two squarings decode a fourth power and two square roots encode it, and the others are the upper bits of a float32.
 
-A power of two makes scaling exact, so that a state that does not change keeps its codes, whatever the noise.
+The largest is a level, so that a state that does not change keeps its codes.
 
 What is never negative (a second moment) has codes without a sign and without zero: it is divided by, and rounding it to
 zero would turn a small step into an infinite one. What is below the lowest level becomes the lowest level, whose root
-is 1/65536 of the scale's (1/46341 for `float8`, 1/256 for `int4`); zero too, unless all of the block is zero.
+is 1/65536 of the largest one's (1/46341 for `float8`, 1/181 for `int4`); zero too, unless all of the block is zero.
 
 A block is a whole row or column: all elements along one axis. So nothing is reshaped. Codes have the array's shape and
 scales broadcast to it, a sharded array has sharded codes, and XLA makes two loops over memory of a step: one over the
@@ -30,8 +30,10 @@ which cut an axis, come out so on a TPU for some sizes only; for others XLA stor
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ._rounding import stochastic, uniform
 
@@ -43,7 +45,7 @@ class Blocks(NamedTuple):
     """An array kept as codes, with a scale for each block of them."""
 
     codes: jax.Array  # the array's shape, of one byte or four bits
-    scales: jax.Array  # the array's shape but for the axis of the blocks, which is 1; bfloat16
+    scales: jax.Array  # the array's shape but for the axis of the blocks, which is 1; float32
 
 
 def fits(format: Format, shape: tuple[int, ...]) -> bool:
@@ -53,7 +55,7 @@ def fits(format: Format, shape: tuple[int, ...]) -> bool:
 
 def encode(
     format: Format,
-    x: jax.Array,
+    x: ArrayLike,
     *,
     positive: bool,
     seed: Any = None,
@@ -70,9 +72,8 @@ def encode(
         seed: A uint32 scalar, another one at each step (`seed_of`); only stochastic rounding needs it.
         rounding: `"stochastic"`, to one of the two next levels so that the mean is x, or `"nearest"`. An average that
             moves by less than half of the levels' distance in each step stands still when rounded to the nearest.
-        before: What was kept until now: its blocks lie along the same axis, and scales change only if they have to.
-            Without it an axis is chosen: one along which the array is not sharded, if JAX can tell, and then the
-            shortest that is not too short.
+        before: What was kept until now, whose blocks lie along the same axis. Without it an axis is chosen: one along
+            which the array is not sharded, if JAX can tell, and then the shortest that is not too short.
         scales: The blocks' scales, if they have been computed already (`block_scales`).
 
     Returns:
@@ -85,15 +86,14 @@ def encode(
     for name, value, allowed in (("format", format, get_args(Format)), ("rounding", rounding, get_args(Rounding))):
         if value not in allowed:
             raise ValueError(f"encode: {name} must be one of {allowed}, got {value!r}")
+    x = jnp.asarray(x, jnp.float32)
     if format == "bfloat16":
-        x = jnp.asarray(x, jnp.float32)
         return stochastic(x, jnp.bfloat16, seed) if rounding == "stochastic" else x.astype(jnp.bfloat16)
     if scales is None:
         scales = block_scales(x, before)
-    x = jnp.asarray(x, jnp.float32)
-    # A power of two has no mantissa: taking its bits off those of 2¹²⁷ with one more in the exponent inverts it.
-    inverse = jax.lax.bitcast_convert_type(np.uint32(254 << 23) - _bits(scales.astype(jnp.float32)), jnp.float32)
-    share = (jnp.maximum(x, 0) if positive else x) * inverse  # at most 1
+    # What is smaller than the least normal number, devices take for 0 anyway.
+    inverse = jnp.where(scales < jnp.finfo(jnp.float32).tiny, 0, 1 / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny))
+    share = (jnp.maximum(x, 0) if positive else x) * inverse  # at most 1, but for rounding
     noise = None if rounding == "nearest" else uniform(x, seed)
     return Blocks(_CODES[format](share, noise, positive), scales)
 
@@ -102,13 +102,11 @@ def decode(format: Format, kept: Any, *, positive: bool) -> jax.Array:
     """What `encode` made, as a float32 array: of the same shape, not negative if `positive`."""
     if format == "bfloat16":
         return kept.astype(jnp.float32)
-    return _LEVELS[format](kept[0], positive) * kept[1].astype(jnp.float32)
+    return _LEVELS[format](kept[0], positive) * kept[1]
 
 
-def block_scales(x: jax.Array, before: Any = None) -> jax.Array:
-    """The scales of an array's blocks: for each the least power of two that is at least its largest |x|, as bfloat16.
-
-    A scale that a block has already, it keeps until its largest |x| outgrows it or falls to a third of it.
+def block_scales(x: ArrayLike, before: Any = None) -> jax.Array:
+    """The scales of an array's blocks: of each the largest |x|, or NaN if that is above 2¹²⁶ or not a number.
 
     Where XLA stores the float32 array between finding the maxima and making the codes (on a GPU), compute the array
     twice: once for the scales; then from the same inputs behind a `jax.lax.optimization_barrier` together with the
@@ -118,34 +116,22 @@ def block_scales(x: jax.Array, before: Any = None) -> jax.Array:
         x: A floating-point array of a shape that fits.
         before: What was kept until now, whose blocks lie along the same axis.
     """
+    x = jnp.asarray(x, jnp.float32)
     axis = _axis(x) if before is None else _axis_of(before)
     # The bits of numbers without a sign count them in order, NaN last; a maximum of floats may lose a NaN on CPUs.
-    size = jax.lax.bitcast_convert_type(jnp.abs(jnp.asarray(x, jnp.float32)), jnp.int32)
+    size = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
     bits = jnp.max(size, axis=axis, keepdims=True)
-    # Adding almost one unit of the exponent rounds up to it.
-    power = jax.lax.bitcast_convert_type((bits + np.int32(0x7FFFFF)) & np.int32(0x7F800000), jnp.float32)
-    power = jnp.where(bits <= _LARGEST, power, jnp.nan)
-    if before is not None:
-        largest, old = jax.lax.bitcast_convert_type(bits, jnp.float32), before[1].astype(jnp.float32)
-        power = jnp.where((largest <= old) & (largest > _FALL * old), old, power)
-    return power.astype(jnp.bfloat16)
+    return jnp.where(bits <= _LARGEST, jax.lax.bitcast_convert_type(bits, jnp.float32), jnp.nan)
 
 
 _LARGEST = (126 + 127) << 23
-"""The bits of 2¹²⁶, which is the largest scale: its inverse is a normal number."""
-
-_FALL = 0.3
-"""How far a block's largest number may fall, as a share of the scale, until the scale follows.
-
-It is less than the level under 1/2 in every format. So what an array is rounded to has the same scale again, and the
-same codes; and a scale does not go back and forth.
-"""
+"""The bits of 2¹²⁶: the inverse of a larger scale would be less than the least normal number."""
 
 
 # The axis of the blocks.
 
-_SHORTEST = 48
-"""With shorter blocks the scales would take more than a twentieth of the codes' memory."""
+_SHORTEST = 80
+"""With shorter blocks the scales would take more than a twentieth of the memory of one-byte codes."""
 
 
 def _axes(shape: tuple[int, ...]) -> list[int]:
@@ -222,24 +208,28 @@ def _int8_level(code: jax.Array, positive: bool) -> jax.Array:
 
 
 def _int4_code(share: jax.Array, noise: jax.Array | None, positive: bool) -> jax.Array:
-    if positive:
-        code = jnp.maximum(jnp.floor(jnp.sqrt(jnp.sqrt(share)) * 16), 1)
-        unit = np.float32(1 / 16)
-        code = jnp.minimum(code + _goes_up(share, _fourth(code * unit), _fourth((code + 1) * unit), noise), 16)
-        return (code - 9).astype(jnp.int8).astype(jnp.int4)
-    size = jnp.abs(share)
-    code = jnp.floor(jnp.sqrt(size) * 7)
-    low, high = jnp.square(code * np.float32(1 / 7)), jnp.square((code + 1) * np.float32(1 / 7))
-    code = jnp.minimum(code + _goes_up(size, low, high, noise), 7)
-    return jnp.copysign(code, share).astype(jnp.int8).astype(jnp.int4)
+    size = share if positive else jnp.abs(share)
+    least = 127 - 15 if positive else 127 - 7  # the exponent of the code that counts as 0 here
+    exponent = jnp.maximum(_bits(size) >> 23, np.uint32(least))
+    low, high = _from_exponent(exponent), _from_exponent(exponent + 1)
+    if not positive:
+        low = jnp.where(exponent == least, 0, low)
+    number = (exponent - np.uint32(least)).astype(jnp.float32)
+    code = jnp.minimum(number + _goes_up(size, low, high, noise), 15 if positive else 7)
+    return (code - 8 if positive else jnp.copysign(code, share)).astype(jnp.int8).astype(jnp.int4)
 
 
 def _int4_level(code: jax.Array, positive: bool) -> jax.Array:
-    number = code.astype(jnp.int8).astype(jnp.float32)
+    number = code.astype(jnp.int32)
     if positive:
-        return _fourth((number + 9) * np.float32(1 / 16))
-    z = number * np.float32(1 / 7)
-    return z * jnp.abs(z)
+        return _from_exponent(number + (127 - 7))
+    size = jnp.where(number == 0, 0, _from_exponent(jnp.abs(number) + (127 - 7)))
+    return jnp.where(number < 0, -size, size)
+
+
+def _from_exponent(exponent: jax.Array) -> jax.Array:
+    """2 to the power of an exponent as float32 has it, 127 for 2⁰."""
+    return jax.lax.bitcast_convert_type(exponent << 23, jnp.float32)
 
 
 _LOWEST = 96 << 3

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ._check import NonNegative
-from ._leaves import increment, like, map_updates, scalar, wide
+from ._leaves import increment, like, map_updates, over, wide
 from ._link import link
 from ._meaning import Count
 
@@ -21,7 +21,7 @@ class InverseTimeDecayState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
 
 
-@link("step", is_row_local=True, state={"count": Count()}, factor=None, knobs={"decay": "lr_decay"})
+@link("step", is_leafwise=True, is_row_local=True, state={"count": Count()}, factor=None, knobs={"decay": "lr_decay"})
 def scale_by_inverse_time_decay(decay: NonNegative) -> optax.GradientTransformation:
     """Divides by 1 + (t − 1) · decay, t counting the steps from 1: Adagrad's `lr_decay` in PyTorch.
 
@@ -58,11 +58,10 @@ def scale_by_inverse_time_decay(decay: NonNegative) -> optax.GradientTransformat
     def update(updates, state, params=None):
         del params
 
-        def shrink(u):
-            value = wide(u)
-            real = jnp.finfo(value.dtype).dtype
-            return like(value / (1 + state.count.astype(real) * scalar(decay, value)), u)
-
-        return map_updates(shrink, updates), InverseTimeDecayState(increment(state.count))
+        dtype = jnp.result_type(float)
+        divisor = 1 + state.count.astype(dtype) * jnp.asarray(decay, dtype)
+        return map_updates(lambda u: like(over(wide(u), divisor), u), updates), InverseTimeDecayState(
+            increment(state.count)
+        )
 
     return optax.GradientTransformation(init, update)

@@ -20,6 +20,7 @@ def _alternatives(weight_decay: Any, mask: Any, **_: Any) -> Iterator[Alternativ
 
 @link(
     "gradient",
+    is_leafwise=True,
     alternatives=_alternatives,
     too_late="to decay the weights behind the moments, use decoupled_weight_decay",
 )

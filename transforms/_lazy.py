@@ -6,7 +6,7 @@ from ._link import link, links_of
 from ._precision import wide_inside
 
 
-@link("moment", is_row_local=True, covers_rows=True, holds={"inner": ()})
+@link("moment", is_leafwise=True, is_row_local=True, covers_rows=True, holds={"inner": ()})
 def lazy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Lets the moments of rows without a gradient rest, where the gradient is row-sparse.
 

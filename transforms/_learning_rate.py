@@ -6,12 +6,13 @@
 import optax
 
 from ._check import Rate
+from ._leaves import like, map_updates, times, wide
 from ._link import link
-from ._precision import at_least_float32
 
 
 @link(
     "step",
+    is_leafwise=True,
     sets_sign=True,
     is_row_local=True,
     factor=lambda learning_rate: None if callable(learning_rate) else -learning_rate,
@@ -44,4 +45,10 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     Source:
         `optax.scale_by_learning_rate`.
     """
-    return at_least_float32(optax.scale_by_learning_rate(learning_rate))
+    factor = -learning_rate
+
+    def update(updates, state, params=None):
+        del params
+        return map_updates(lambda u: like(times(factor, wide(u)), u), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)

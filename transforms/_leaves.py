@@ -5,15 +5,19 @@ A leaf of the updates may be `None` (no gradient: nothing to do, its state stays
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 from jax.experimental.sparse import BCOO
 
 from ._check import Number
+from ._per_leaf import Deferred, apply
 from ._trees import is_missing, listed, path_text
 
 _GRADIENT = "linkax: a gradient"
@@ -191,7 +195,13 @@ def scalar_dtype(params: Any) -> jnp.dtype:
 
 def wide(leaf: Any) -> jax.Array:
     """`leaf` in the dtype of its accumulators."""
-    return jnp.asarray(leaf, accumulator_dtype(leaf))
+    dtype = accumulator_dtype(leaf)
+    return leaf if _is_array_of(leaf, dtype) else jnp.asarray(leaf, dtype)
+
+
+def _is_array_of(leaf: Any, dtype: Any) -> bool:
+    """Whether there is nothing to convert. (Asking is a tenth of what it takes to convert an array to what it is.)"""
+    return isinstance(leaf, jax.Array) and leaf.dtype == dtype and not leaf.weak_type
 
 
 def widened(tree: Any, params: Any = None) -> Any:
@@ -216,7 +226,7 @@ def like(value: jax.Array, leaf: Any) -> jax.Array:
     dtype = dtype_of(leaf)
     if is_complex(value.dtype) and not is_complex(dtype):
         dtype = jnp.promote_types(dtype, jnp.complex64)
-    return value.astype(dtype)
+    return value if _is_array_of(value, dtype) else value.astype(dtype)
 
 
 def in_dtype_of(update: Any, leaf: Any) -> Any:
@@ -239,12 +249,23 @@ def in_dtype_unless_low(update: Any, leaf: Any) -> Any:
     return update if is_low else in_dtype_of(update, leaf)
 
 
-def scalar(value: Any, leaf: jax.Array) -> Number:
-    """A hyperparameter, ready to meet `leaf` without changing its dtype.
+def scalar(value: Any, leaf: jax.Array) -> Any:
+    """A hyperparameter as a real number of `leaf`'s precision: what `jax.lax` wants, and no wider than the leaf."""
+    dtype = _real_dtype(leaf.dtype)
+    if type(value) in (int, float):
+        return _constant(value, dtype)
+    return value if _is_array_of(value, dtype) else jnp.asarray(value, dtype)
 
-    A Python number follows the dtype it meets; anything else is converted here (and would otherwise widen the leaf).
-    """
-    return value if type(value) in (int, float) else jnp.asarray(value, jnp.finfo(leaf.dtype).dtype)
+
+@functools.cache
+def _real_dtype(dtype: Any) -> Any:
+    return jnp.finfo(dtype).dtype
+
+
+@functools.lru_cache(1024)
+def _constant(value: float, dtype: Any) -> np.generic:
+    with np.errstate(over="ignore", under="ignore"):  # infinity for what is too large, as in JAX
+        return dtype.type(value)
 
 
 def complement(value: Any) -> Number:
@@ -254,25 +275,53 @@ def complement(value: Any) -> Number:
     return 1 - value
 
 
-def decayed(value: jax.Array, decay: Any) -> jax.Array:
-    """decay · value, as if `decay` were not rounded to the dtype of `value`.
+def weighted(old: jax.Array, new: jax.Array, decay: Any, weight: Any = 1.0) -> jax.Array:
+    """decay · old + weight · new, of real arrays, as if `decay` were not rounded to their dtype.
 
-    In float32 the rounding of 0.999 moves an average over many steps by 1e-5. Taking off the small share (1 − decay),
-    whose rounding matters a thousand times less, avoids that; below 1/2 there is nothing to gain.
+    In float32 the rounding of 0.999 moves an average over many steps by 1e-5. So it is split into 1 − 2⁻⁹, which is
+    exact, and a small rest, whose rounding matters a thousand times less. Neither is negative, so an overflow stays one
+    (∞ − ∞ would be NaN). Below 1/2 there is nothing to gain.
     """
-    if isinstance(decay, jax.Array) or decay < 0.5:
-        return scalar(decay, value) * value
-    return jnp.where(jnp.isinf(value), value, value - complement(decay) * value)  # an overflow stays one: ∞ − ∞ is NaN
+    total = times(weight, new)
+    if type(decay) in (int, float):
+        decay, rest = _in_two(decay, _real_dtype(old.dtype))
+        total = lax.add(total, times(rest, old)) if rest else total
+    return lax.add(times(decay, old), total)
+
+
+@functools.lru_cache(1024)
+def _in_two(value: float, dtype: Any) -> tuple[float, float]:
+    """A number in [0, 1] as one that is not rounded in `dtype`, and the rest; 0 if it is not rounded itself."""
+    if value < 0.5 or float(dtype.type(value)) == value:
+        return value, 0.0
+    power = min(math.floor(-math.log2(1 - value)), np.finfo(dtype).nmant)
+    exact = 1 - 2.0**-power
+    return exact, value - exact
 
 
 def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-    """decay · old + (1 − decay) · new: one step of an exponential average."""
-    return decayed(old, decay) + scalar(complement(decay), old) * new
+    """decay · old + (1 − decay) · new: one step of an exponential average of real arrays."""
+    return weighted(old, new, decay, complement(decay))
+
+
+def times(number: Any, leaf: jax.Array) -> jax.Array:
+    """number · leaf, in the leaf's precision."""
+    if type(number) in (int, float) and number == 1:
+        return leaf
+    number = scalar(number, leaf)
+    return leaf * number if is_complex(leaf.dtype) else lax.mul(number, leaf)
+
+
+def over(leaf: jax.Array, number: Any) -> jax.Array:
+    """leaf / number, in the leaf's precision."""
+    number = scalar(number, leaf)
+    return leaf / number if is_complex(leaf.dtype) else lax.div(leaf, number)
 
 
 def increment(count: jax.Array) -> jax.Array:
     """The next step's count; it stays at the largest int32 instead of overflowing."""
-    return jnp.asarray(optax.safe_increment(count))
+    largest = np.iinfo(count.dtype).max
+    return lax.add(lax.min(count, count.dtype.type(largest - 1)), count.dtype.type(1))
 
 
 def at_step(value: Any, count: Any) -> Any:
@@ -282,7 +331,7 @@ def at_step(value: Any, count: Any) -> Any:
 
 def map_updates(fn: Callable[..., Any], updates: optax.Updates, *trees: Any) -> Any:
     """Maps `fn` over the leaves of `updates`; where there is no gradient (`None`) the result is `None`."""
-    return jax.tree.map(lambda u, *rest: None if u is None else fn(u, *rest), updates, *trees, is_leaf=_is_none)
+    return jax.tree.map(lambda u, *rest: None if u is None else apply(fn, u, *rest), updates, *trees, is_leaf=_is_none)
 
 
 def map_state(fn: Callable[..., Any], updates: optax.Updates, state: Any, *trees: Any) -> Any:
@@ -302,9 +351,13 @@ def map_state(fn: Callable[..., Any], updates: optax.Updates, state: Any, *trees
     def step(u, s, *rest):
         if u is None:
             return s
-        if shape_of(u) != getattr(s, "shape", None) or (is_complex(dtype_of(u)) and not is_complex(s.dtype)):
+        dtype = u.gradient_dtype if isinstance(u, Deferred) else dtype_of(u)
+        if shape_of(u) != getattr(s, "shape", None) or (is_complex(dtype) and not is_complex(s.dtype)):
             check_leaves(_GRADIENT, updates, state)  # raises, and names the leaf
-        return fn(u, s, *rest).astype(s.dtype)
+        return apply(of_same_dtype, u, s, *rest)
+
+    def of_same_dtype(u, s, *rest):
+        return like(fn(u, s, *rest), s)
 
     return structure.unflatten(map(step, leaves, *others))
 
@@ -314,32 +367,32 @@ def _is_none(leaf: Any) -> bool:
 
 
 def on_reals(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`fn` on real arrays; on complex ones, `fn` on the real and the imaginary parts apart, as PyTorch does it."""
+    """`fn` on real arrays of one dtype; on complex ones, on the real and imaginary parts apart, as PyTorch does it."""
 
     def apply(*leaves):
-        if not any(jnp.iscomplexobj(leaf) for leaf in leaves):
+        leaves = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
+        dtype = leaves[0].dtype
+        if any(leaf.dtype != dtype for leaf in leaves):
+            dtype = jnp.result_type(*leaves)
+            leaves = [leaf.astype(dtype) for leaf in leaves]
+        if not is_complex(dtype):
             return fn(*leaves)
-        return jax.lax.complex(fn(*(leaf.real for leaf in leaves)), fn(*(leaf.imag for leaf in leaves)))
+        return lax.complex(fn(*map(lax.real, leaves)), fn(*map(lax.imag, leaves)))
 
     return apply
 
 
-@jax.custom_jvp
 def safe_sqrt(x: jax.Array) -> jax.Array:
-    """The square root, with derivative 0 instead of infinity at 0.
+    """The square root, with derivatives 0 instead of infinity at 0.
 
     The chain rule would multiply that infinity by a zero (a second moment is 0 only where all its gradients were),
-    and the product, NaN, would reach the hyperparameters.
+    and the product, NaN, would reach the hyperparameters. Both choices are made on arrays, not in a rule of its own:
+    of that, JAX would not know the second derivative inside a loop.
     """
-    return jnp.sqrt(x)
-
-
-@safe_sqrt.defjvp
-def _safe_sqrt_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    root = safe_sqrt(x)
-    positive = root > 0
-    return root, jnp.where(positive, dx / (2 * jnp.where(positive, root, 1)), 0)
+    zero = lax.full_like(x, 0)
+    is_zero = lax.eq(x, zero)
+    root = lax.sqrt(lax.select(is_zero, lax.full_like(x, 1), x))
+    return lax.select(is_zero, zero, root)
 
 
 def gathered(weight: jax.Array, lost: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:

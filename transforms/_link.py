@@ -216,6 +216,12 @@ class Link(optax.GradientTransformationExtraArgs):
         held = (inner for slot in self.slots.values() for inner in slot.links)
         return self._declared.is_final or any(inner.is_final for inner in held)
 
+    @functools.cached_property
+    def is_leafwise(self) -> bool:
+        """Whether it may be traced once for all leaves of a shape."""
+        held = (inner for slot in self.slots.values() for inner in slot.links)
+        return self.is_identity or (self._declared.is_leafwise and all(inner.is_leafwise for inner in held))
+
     @property
     def is_foreign(self) -> bool:
         """Whether it is an Optax transformation that no link factory has built."""
@@ -430,6 +436,7 @@ class _Declaration(NamedTuple):
     too_early: str = ""
     view: Callable[..., View] | None = None
     is_final: bool = False
+    is_leafwise: bool = False
 
 
 class _SlotName:
@@ -482,6 +489,11 @@ def _own(
         return tx.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unchecked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """What a factory has made; of a link that another one is an abbreviation for, only what it does."""
+    return optax.with_extra_args_support(getattr(tx, "_inside", tx))
 
 
 def links_of(where: str, tx: Any) -> tuple[Link, ...]:
@@ -568,7 +580,7 @@ def _scheduled(
 
     def at(count: jax.Array) -> optax.GradientTransformationExtraArgs:
         now = {name: at_step(hyperparams[name], count) for name in schedules}
-        return optax.with_extra_args_support(factory(**{**hyperparams, **now}))
+        return _unchecked(factory(**{**hyperparams, **now}))
 
     def init(params):
         count = jnp.zeros((), jnp.int32)
@@ -600,6 +612,7 @@ def link(
     too_early: str = "",
     view: Callable[..., View] | None = None,
     is_final: bool = False,
+    is_leafwise: bool = False,
 ) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
     """Makes a function that returns an Optax gradient transformation into a factory of links.
 
@@ -643,6 +656,9 @@ def link(
             hyperparameters, by name, to the `View` through which others see it.
         is_final: Whether its updates must reach the parameters as they are: with no link behind it, and not rounded to
             the parameters' dtypes.
+        is_leafwise: Whether all that it does to the leaves of the updates goes through `map_updates` and `map_state`,
+            one leaf at a time, and it looks at no leaf otherwise. Then a chain traces it once for all leaves of a
+            shape, if that holds for what is inside it, too.
 
     Returns:
         A decorator.
@@ -671,7 +687,18 @@ def link(
     if place is not None and place not in get_args(Place):
         raise ValueError(f"link: place must be one of {_PLACES} or None, got {place!r}")
     declared = _Declaration(
-        dict(state), out, factor, dict(holds), alternatives, labels, knobs, too_late, too_early, view, is_final
+        state=dict(state),
+        out=out,
+        factor=factor,
+        holds=dict(holds),
+        alternatives=alternatives,
+        labels=labels,
+        knobs=knobs,
+        too_late=too_late,
+        too_early=too_early,
+        view=view,
+        is_final=is_final,
+        is_leafwise=is_leafwise,
     )
 
     def decorate(factory: Callable[_P, optax.GradientTransformation]) -> Callable[_P, Link]:
@@ -687,7 +714,7 @@ def link(
                 factory(**{**hyperparams, **dict.fromkeys(schedules, _IN_ALL_RANGES)})  # type: ignore[call-arg]
                 tx = _scheduled(factory, hyperparams, schedules)
             else:
-                tx = optax.with_extra_args_support(factory(**hyperparams))  # type: ignore[call-arg]
+                tx = _unchecked(factory(**hyperparams))  # type: ignore[call-arg]
             its_place = place if place_from is None else place_from(**hyperparams)
             self = optax.GradientTransformationExtraArgs.__new__(Link, *_own(factory.__name__, its_place, tx))
             vars(self).update(

@@ -6,6 +6,7 @@ nu_t = decay · nu_{t−1} + (1 − decay) · g_t²
 from typing import NamedTuple
 
 import optax
+from jax import lax
 
 from ._check import Fraction
 from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, wide
@@ -22,6 +23,7 @@ class MeanSquareState(NamedTuple):
 
 @link(
     "moment",
+    is_leafwise=True,
     is_second_moment=True,
     state={"nu": Moment("mean square of {}", power=2, torch={"": "square_avg", "second": "exp_avg_sq"})},
     out="mean square of {}",
@@ -66,7 +68,7 @@ def mean_square(decay: Fraction) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
 
-        mean = on_reals(lambda g, nu: average(nu, g * g, decay))
+        mean = on_reals(lambda g, nu: average(nu, lax.mul(g, g), decay))
         nu = map_state(lambda g, nu: mean(wide(g), nu), updates, state.nu)
         return map_updates(lambda g, nu: like(nu, g), updates, nu), MeanSquareState(nu)
 

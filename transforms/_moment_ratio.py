@@ -6,6 +6,7 @@ m_t / (√V_t + ε)   or   m_t / √(V_t + ε)
 from typing import Any, NamedTuple
 
 import optax
+from jax import lax
 
 from ._check import NonNegative
 from ._leaves import map_updates, on_reals, safe_sqrt, scalar
@@ -20,7 +21,7 @@ class MomentRatioState(NamedTuple):
     second: Any  # state of the link or chain that makes V
 
 
-@link("moment", is_row_local=True, out="direction of {}", knobs={"first": "b1", "second": "b2"})
+@link("moment", is_leafwise=True, is_row_local=True, out="direction of {}", knobs={"first": "b1", "second": "b2"})
 def moment_ratio(
     first: optax.GradientTransformation,
     second: optax.GradientTransformation,
@@ -89,7 +90,7 @@ def moment_ratio(
     @on_reals
     def ratio(m, v):
         epsilon = scalar(eps, v)
-        return m / (safe_sqrt(v + epsilon) if eps_in_sqrt else safe_sqrt(v) + epsilon)
+        return lax.div(m, safe_sqrt(lax.add(v, epsilon)) if eps_in_sqrt else lax.add(safe_sqrt(v), epsilon))
 
     def init(params):
         return MomentRatioState(first.init(params), second.init(params))

@@ -15,13 +15,13 @@ from ._identity import identity_of
 from ._leaves import (
     accumulators,
     complement,
-    decayed,
     increment,
     like,
     map_state,
     map_updates,
-    scalar,
+    on_reals,
     scalar_dtype,
+    weighted,
     wide,
 )
 from ._link import Alternative, link
@@ -62,6 +62,7 @@ def _knobs(decay: Any, dampening: Any, first_step: str) -> dict[str, str]:
 
 @link(
     "moment",
+    is_leafwise=True,
     state={
         "count": Count(is_needed=False),
         "mu": Moment("average of {}", _weight, _is_average, torch={"": "momentum_buffer", "first": "exp_avg"}),
@@ -122,9 +123,11 @@ def scale_by_momentum(
     def update(updates, state, params=None):
         del params
         weight = complement(dampening)
-        if first_step == "gradient":  # a scalar choice: mu_0 = 0, so only the gradient's weight differs
-            weight = jnp.where(state.count == 0, 1, jnp.asarray(weight, scalar_dtype(updates)))
-        mu = map_state(lambda g, m: decayed(m, decay) + scalar(weight, m) * wide(g), updates, state.mu)
+        if first_step == "gradient" and not (isinstance(weight, float) and weight == 1):
+            # A scalar choice: mu_0 = 0, so only the gradient's weight differs.
+            weight = jnp.where(state.count == 0, 1, jnp.asarray(weight, scalar_dtype(state.mu)))
+        add = on_reals(lambda g, m: weighted(m, g, decay, weight))
+        mu = map_state(lambda g, m: add(wide(g), m), updates, state.mu)
         direction = map_updates(lambda g, m: like(m, g), updates, mu)
         return direction, ScaleByMomentumState(increment(state.count), mu)
 

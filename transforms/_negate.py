@@ -4,12 +4,13 @@
 """
 
 import optax
+from jax import lax
 
 from ._leaves import like, map_updates, wide
 from ._link import link
 
 
-@link("gradient", sets_sign=True, is_row_local=True, factor=-1.0)
+@link("gradient", is_leafwise=True, sets_sign=True, is_row_local=True, factor=-1.0)
 def negate_grad() -> optax.GradientTransformation:
     """Negates the gradient, so that the optimizer climbs.
 
@@ -31,6 +32,6 @@ def negate_grad() -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         del params
-        return map_updates(lambda g: like(-wide(g), g), updates), state
+        return map_updates(lambda g: like(lax.neg(wide(g)), g), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

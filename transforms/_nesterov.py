@@ -10,18 +10,20 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from ._check import Fraction, NonNegative, known
 from ._leaves import (
     accumulators,
     complement,
-    decayed,
     increment,
     like,
     map_state,
     map_updates,
-    scalar,
+    on_reals,
     scalar_dtype,
+    times,
+    weighted,
     wide,
 )
 from ._link import link
@@ -51,6 +53,7 @@ def weight_after(steps: int, decay: Any, momentum_decay: Any = None, **_: object
 
 @link(
     "moment",
+    is_leafwise=True,
     state={
         "count": Count(),
         "mu": Moment(
@@ -150,10 +153,10 @@ def scale_by_nesterov(
         else:
             gain, on_gradient, on_momentum = complement(decay), rest_now / now, (1 - rest_next) / ahead
 
-        mu = map_state(lambda g, m: decayed(m, decay) + scalar(gain, m) * wide(g), updates, state.mu)
-        direction = map_updates(
-            lambda g, m: like(scalar(on_gradient, m) * wide(g) + scalar(on_momentum, m) * m, g), updates, mu
-        )
+        add = on_reals(lambda g, m: weighted(m, g, decay, gain))
+        look_ahead = on_reals(lambda g, m: lax.add(times(on_gradient, g), times(on_momentum, m)))
+        mu = map_state(lambda g, m: add(wide(g), m), updates, state.mu)
+        direction = map_updates(lambda g, m: like(look_ahead(wide(g), m), g), updates, mu)
         return direction, ScaleByNesterovState(count, mu, now)
 
     return optax.GradientTransformation(init, update)

@@ -11,7 +11,7 @@ from ._mean_square import mean_square
 from ._moment_ratio import moment_ratio
 
 
-@link("moment", knobs={"decay": "decay"})
+@link("moment", is_leafwise=True, knobs={"decay": "decay"})
 def scale_by_rms(decay: Fraction, eps: NonNegative = 1e-8, eps_in_sqrt: bool = False) -> optax.GradientTransformation:
     """Divides the gradient by the root of the running mean of its square.
 

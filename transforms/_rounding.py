@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 _GOLDEN = 0x9E3779B9  # 2³² over the golden ratio: its multiples are spread evenly
 
@@ -60,17 +61,17 @@ def seed_of(seed: Any, count: Any = 0, index: int = 0) -> jax.Array:
     return jnp.uint32(known) if mixed is None else mixed ^ np.uint32(known)
 
 
-def noise(x: jax.Array, seed: Any) -> jax.Array:
+def noise(x: ArrayLike, seed: Any) -> jax.Array:
     """A uint32 for each element of a float32 array, from its bits and a seed."""
-    return hashed(jax.lax.bitcast_convert_type(x, jnp.uint32) ^ seed)
+    return hashed(jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.uint32) ^ seed)
 
 
-def uniform(x: jax.Array, seed: Any) -> jax.Array:
+def uniform(x: ArrayLike, seed: Any) -> jax.Array:
     """A number in [0, 1) for each element of a float32 array, from its bits and a seed."""
     return (noise(x, seed) >> 8).astype(jnp.float32) * np.float32(2**-24)
 
 
-def stochastic(x: jax.Array, dtype: Any, seed: Any) -> jax.Array:
+def stochastic(x: ArrayLike, dtype: Any, seed: Any) -> jax.Array:
     """Rounds to a narrower floating-point dtype, up or down by chance, without bias.
 
     Args:

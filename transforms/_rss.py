@@ -11,7 +11,7 @@ from ._moment_ratio import moment_ratio
 from ._sum_of_squares import sum_of_squares
 
 
-@link("moment", is_row_local=True)
+@link("moment", is_leafwise=True, is_row_local=True)
 def scale_by_rss(
     initial_accumulator_value: Constant = 0.0, eps: NonNegative = 1e-10, eps_in_sqrt: bool = False
 ) -> optax.GradientTransformation:

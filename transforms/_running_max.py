@@ -5,8 +5,8 @@ nu_max_t = max(nu_max_{t−1}, u_t)
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import optax
+from jax import lax
 
 from ._leaves import accumulators, like, map_state, map_updates, on_reals, wide
 from ._link import link
@@ -21,6 +21,7 @@ class RunningMaxState(NamedTuple):
 
 @link(
     "moment",
+    is_leafwise=True,
     state={"nu_max": Moment("maximum of {}", torch="max_exp_avg_sq", is_nonnegative=True)},
     out="maximum of {}",
 )
@@ -58,7 +59,7 @@ def running_max() -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         del params
-        largest = on_reals(jnp.maximum)
+        largest = on_reals(lax.max)
         nu_max = map_state(lambda u, nu_max: largest(nu_max, wide(u)), updates, state.nu_max)
         return map_updates(lambda u, nu_max: like(nu_max, u), updates, nu_max), RunningMaxState(nu_max)
 

@@ -11,7 +11,7 @@ from ._moment_ratio import moment_ratio
 from ._variance import variance
 
 
-@link("moment", knobs={"decay": "decay"})
+@link("moment", is_leafwise=True, knobs={"decay": "decay"})
 def scale_by_stddev(
     decay: Fraction, eps: NonNegative = 1e-8, eps_in_sqrt: bool = False
 ) -> optax.GradientTransformation:

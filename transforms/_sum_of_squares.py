@@ -6,6 +6,7 @@ sum_of_squares_t = sum_of_squares_{t−1} + g_t²
 from typing import NamedTuple
 
 import optax
+from jax import lax
 
 from ._check import Constant
 from ._leaves import accumulators, like, map_state, map_updates, on_reals, wide
@@ -21,6 +22,7 @@ class SumOfSquaresState(NamedTuple):
 
 @link(
     "moment",
+    is_leafwise=True,
     is_second_moment=True,
     is_row_local=True,
     state={"sum_of_squares": Moment("sum of squares of {}", power=2, torch="sum")},
@@ -62,7 +64,7 @@ def sum_of_squares(initial_accumulator_value: Constant = 0.0) -> optax.GradientT
 
     def update(updates, state, params=None):
         del params
-        add_square = on_reals(lambda g, total: total + g * g)
+        add_square = on_reals(lambda g, total: lax.add(total, lax.mul(g, g)))
         total = map_state(lambda g, total: add_square(wide(g), total), updates, state.sum_of_squares)
         return map_updates(lambda g, total: like(total, g), updates, total), SumOfSquaresState(total)
 

@@ -7,11 +7,11 @@ variance_t = nu_t − mu_t²
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import optax
+from jax import lax
 
 from ._check import Fraction
-from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, wide
+from ._leaves import accumulators, average, like, map_state, map_updates, on_reals, scalar, wide
 from ._link import Alternative, link
 from ._meaning import Moment
 from ._running_max import running_max
@@ -26,6 +26,7 @@ class VarianceState(NamedTuple):
 
 @link(
     "moment",
+    is_leafwise=True,
     is_second_moment=True,
     state={
         "mu": Moment("average of {}", lambda decay: 1 - decay, lambda **_: True, torch="grad_avg", is_subtracted=True),
@@ -78,9 +79,11 @@ def variance(decay: Fraction) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
 
-        mu = map_state(lambda g, mu: average(mu, wide(g), decay), updates, state.mu)
-        nu = map_state(on_reals(lambda g, nu: average(nu, wide(g) * wide(g), decay)), updates, state.nu)
-        centered = on_reals(lambda mu, nu: jnp.maximum(nu - mu * mu, 0))
+        mean = on_reals(lambda g, mu: average(mu, g, decay))
+        mean_square = on_reals(lambda g, nu: average(nu, lax.mul(g, g), decay))
+        centered = on_reals(lambda mu, nu: lax.max(lax.sub(nu, lax.mul(mu, mu)), scalar(0.0, nu)))
+        mu = map_state(lambda g, mu: mean(wide(g), mu), updates, state.mu)
+        nu = map_state(lambda g, nu: mean_square(wide(g), nu), updates, state.nu)
         out = map_updates(lambda g, mu, nu: like(centered(mu, nu), g), updates, mu, nu)
         return out, VarianceState(mu, nu)
 

@@ -12,6 +12,7 @@ from linkax.transforms import Link
 from linkax.transforms._foreign import Anatomy, Held
 from linkax.transforms._leaves import check_leaves, in_dtype_of, in_dtype_unless_low, map_updates, widened
 from linkax.transforms._link import recall, refuse_setting, remember
+from linkax.transforms._per_leaf import deferred, is_deferred, settled
 from linkax.transforms._precision import wide_inside
 from linkax.transforms._rows import has_rows, update_rows
 
@@ -224,6 +225,29 @@ def _held_by(link: Link) -> tuple[Link, ...]:
     return tuple(inner for slot in link.slots.values() if slot.kind == "around" for inner in slot.links)
 
 
+def _in_sequence(links: tuple[Link, ...]) -> optax.GradientTransformationExtraArgs:
+    """What `optax.chain` makes of the links as they work inside a chain; leaves of equal shapes are traced once."""
+    inside = [wide_inside(link) for link in links]
+
+    def init(params: Any) -> Any:
+        return tuple(tx.init(params) for tx in inside)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        is_outermost = not is_deferred(updates)
+        states = []
+        for link, tx, old in zip(links, inside, state, strict=True):
+            if link.is_leafwise:
+                updates = deferred(updates)
+            elif is_deferred(updates):
+                updates, states = settled((updates, states))
+            updates, new = tx.update(updates, old, params, **extra_args)
+            states.append(new)
+        updates, states = settled((updates, states)) if is_outermost else (updates, states)
+        return updates, tuple(states)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def chain(*links: optax.GradientTransformation) -> Chain:
     """Puts links one behind the other, as `optax.chain` does, and remembers them.
 
@@ -265,7 +289,7 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     """
     flat = flatten("chain: an argument", *links)
     check_places(flat)
-    tx = optax.chain(*map(wide_inside, flat)) if flat else optax.with_extra_args_support(optax.identity())
+    tx = _in_sequence(flat) if flat else optax.with_extra_args_support(optax.identity())
     checks = any(link.place is not None for link in flat)  # others may hold what looks after whole numbers
     # A link that has to have its updates as they are delivers them in float32 where the parameter is less.
     as_delivered = in_dtype_unless_low if any(link.is_final for link in flat) else in_dtype_of

@@ -241,13 +241,13 @@ def _kept(as_: Format, state: Any, before: Any, noise: jax.Array | None) -> Any:
 
 def _kept_leaf(as_: Format, leaf: Any, before: Any, seed: jax.Array | None) -> Any:
     if _is_blocks(before):
-        return _encoded(as_, leaf, type(before), seed)
+        return _encoded(as_, leaf, type(before), seed, before)
     return _encoded(as_, leaf, None, seed) if _is_half(as_, before) else leaf
 
 
-def _encoded(as_: Format, leaf: Any, blocks: Any, seed: jax.Array | None) -> Any:
+def _encoded(as_: Format, leaf: Any, blocks: Any, seed: jax.Array | None, before: Any = None) -> Any:
     rounding = "nearest" if seed is None else "stochastic"
-    encoded = encode(as_, leaf, positive=blocks is RootBlocks, seed=seed, rounding=rounding)
+    encoded = encode(as_, leaf, positive=blocks is RootBlocks, seed=seed, rounding=rounding, before=before)
     return encoded if not isinstance(encoded, Blocks) else blocks(*encoded)
 
 

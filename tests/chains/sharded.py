@@ -1,12 +1,16 @@
 """Steps every optimizer on eight devices and prints what came of it as JSON; started by test_under_jax.py."""
 
 import json
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from linkax.chains import adamw
+from linkax.transforms._formats import Format
 
 from .optimizers import OPTIMIZERS, Optimizer
 
@@ -60,6 +64,34 @@ def results(optimizer: Optimizer) -> dict[str, bool | float]:
     }
 
 
+def stored_results(as_: Format, spec: PartitionSpec) -> dict[str, bool | float]:
+    """Whether codes and their scales lie where the parameter lies, and what is sent from device to device."""
+    tx = adamw(1e-2, state=as_)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Auto))
+    lies = NamedSharding(mesh, spec)
+    whole = jax.random.normal(jax.random.key(0), (512, 256), jnp.float32)
+    sharded = jax.device_put(whole, lies)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jnp.sin(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    after, state = step(*step(sharded, tx.init(sharded)))
+    expected, _ = step(*step(whole, tx.init(whole)))
+    kept = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == whole.shape]
+    text = step.lower(after, state).compile().as_text()
+    sent = {word for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all") if f" {word}(" in text}
+    return {
+        "lies_like_the_parameter": all(leaf.sharding.is_equivalent_to(lies, 2) for leaf in (after, *kept)),
+        "is_kept_in_fewer_bits": all(leaf.dtype != jnp.float32 for leaf in kept),
+        "sends": sorted(sent),
+        "difference": float(jnp.abs(jax.device_get(after) - expected).max()),
+    }
+
+
 if __name__ == "__main__":
+    specs = {"rows": PartitionSpec("x"), "columns": PartitionSpec(None, "y"), "both": PartitionSpec("x", "y")}
+    found = {f"{as_} {name}": stored_results(as_, spec) for as_ in get_args(Format) for name, spec in specs.items()}
     jax.config.update("jax_enable_x64", True)
-    print(json.dumps({optimizer.name: results(optimizer) for optimizer in OPTIMIZERS}))
+    print(json.dumps(found | {optimizer.name: results(optimizer) for optimizer in OPTIMIZERS}))

@@ -13,7 +13,7 @@ from linkax.transforms._rounding import seed_of
 
 CODED = ("float8", "int8", "int4")
 FORMATS = ("bfloat16", *CODED)
-SHAPE = (64, 96)
+SHAPE = (80, 96)
 MANY = 1 << 14
 SIGMAS = 4.9  # an ideal source of noise breaks such a bound once in a million times; the seeds are fixed
 
@@ -26,8 +26,8 @@ APART = {
     ("float8", True): (2**-3, 2**-31),
     ("int8", False): (4 / 50, (50 / 127) ** 4),
     ("int8", True): (4 / 50, (50 / 256) ** 4),
-    ("int4", False): (2 / 3, (3 / 7) ** 2),
-    ("int4", True): (1 - (2 / 3) ** 4, (3 / 16) ** 4),
+    ("int4", False): (1 / 2, 2**-6),
+    ("int4", True): (1 / 2, 2**-15),
 }
 CASES = pytest.mark.parametrize(("format", "positive"), APART)
 
@@ -74,7 +74,7 @@ def test_what_does_not_change_keeps_its_codes(format, positive, rounding):
 
 @CASES
 def test_stochastic_rounding_has_the_number_as_mean(format, positive):
-    x = moments(positive, shape=(2, 48), decades=1.0)
+    x = moments(positive, shape=(2, 80), decades=1.0)
     if positive:
         x = np.maximum(x, 1e-3 * x.max())  # above int4's lowest level, under which nothing goes
 
@@ -84,10 +84,10 @@ def test_stochastic_rounding_has_the_number_as_mean(format, positive):
 
     made = np.asarray(jax.jit(jax.vmap(one))(jnp.arange(MANY)), np.float64)
     low, high = made.min(axis=0), made.max(axis=0)
-    assert np.all((low <= x) & (x <= high))
+    assert np.all((low <= x * (1 + 1e-6 * np.sign(x))) & (x * (1 - 1e-6 * np.sign(x)) <= high))  # float32's rounding
     bound = SIGMAS * np.std(made, axis=0) / np.sqrt(MANY) + 1e-6 * np.abs(x)  # the levels are rounded in float32
     np.testing.assert_array_less(np.abs(made.mean(axis=0) - x), bound)
-    assert np.all(np.sum(made == low, axis=0) + np.sum(made == high, axis=0) == MANY)  # none but the two neighbours
+    assert np.all((made == low) | (made == high))  # none but the two neighbours
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -153,24 +153,26 @@ def test_an_overflow_makes_its_block_nan_and_no_other(format, positive, bad):
     x[5, 7] = bad
     made = round_trip(format, x, positive, seed=seed_of(0, 0))
     shows = np.zeros(SHAPE, bool)
-    shows[:, 7] = True  # 64 rows are shorter than 96 columns, so a block is a column
+    shows[:, 7] = True  # 80 rows are shorter than 96 columns, so a block is a column
     np.testing.assert_array_equal(np.isnan(made), shows)
 
 
 @pytest.mark.parametrize("format", CODED)
 @pytest.mark.parametrize("size", [2.0**126, 2.0**-100, 3.7e-30, 1e30])
 def test_large_and_small_blocks(format, size):
-    x = np.float32(size) * np.linspace(0.5, 1, 96, dtype=np.float32) * np.ones((64, 1), np.float32)
+    x = np.float32(size) * np.linspace(0.75, 1, 96, dtype=np.float32) * np.ones((80, 1), np.float32)
     for positive in (False, True):
         made = round_trip(format, x, positive, rounding="nearest")
-        np.testing.assert_allclose(made, x, rtol=0.2)  # int4's levels at the top: (5.5/7)² to (6.5/7)² is 1 ± 17 %
+        np.testing.assert_allclose(
+            made, x, rtol=0.2
+        )  # int8's and float8's levels are closer, and int4's limit is below
 
 
 @pytest.mark.parametrize(
     ("format", "most"),
     [("bfloat16", 4.05), ("float8", 2.1), ("int8", 2.1), ("int4", 1.15)],
 )
-@pytest.mark.parametrize("shape", [(1024, 1024), (1000, 48), (50257, 768), (12, 64, 768), (3, 3, 64, 128)])
+@pytest.mark.parametrize("shape", [(1024, 1024), (1000, 80), (50257, 768), (12, 64, 768), (3, 3, 64, 128)])
 def test_bytes_of_both_moments_a_parameter(format, most, shape):
     def bits(x):
         return x.size * (4 if x.dtype == jnp.int4 else 8 * x.dtype.itemsize)
@@ -182,12 +184,12 @@ def test_bytes_of_both_moments_a_parameter(format, most, shape):
     assert sum(map(bits, jax.tree.leaves(kept))) / 8 / leaf.size <= most
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (1000,), (47, 47), (0, 64), (64, 0)])
+@pytest.mark.parametrize("shape", [(), (5,), (1000,), (79, 79), (0, 96), (96, 0)])
 def test_shapes_that_do_not_fit(shape):
     assert fits("bfloat16", shape)
     for format in CODED:
         assert not fits(format, shape)
-        with pytest.raises(ValueError, match="encode: x must have two axes or more, one of them of at least 48"):
+        with pytest.raises(ValueError, match="encode: x must have two axes or more, one of them of at least 80"):
             encode(format, jnp.zeros(shape), positive=False, rounding="nearest")
 
 
@@ -197,9 +199,10 @@ def test_shapes_that_do_not_fit(shape):
         ((50257, 768), (50257, 1)),  # one word's embedding
         ((768, 50257), (1, 50257)),
         ((768, 768), (1, 768)),
-        ((768, 12, 64), (768, 12, 1)),
+        ((768, 12, 64), (1, 12, 64)),
+        ((768, 12, 128), (768, 12, 1)),
         ((12, 768, 3072), (12, 1, 3072)),  # twelve layers
-        ((48, 5, 5), (1, 5, 5)),
+        ((96, 5, 5), (1, 5, 5)),
     ],
 )
 @pytest.mark.parametrize("format", CODED)
@@ -208,24 +211,17 @@ def test_the_axis_of_the_blocks(format, shape, scales):
     leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
     kept = jax.eval_shape(lambda x: encode(format, x, positive=False, rounding="nearest"), leaf)
     assert isinstance(kept, Blocks)
-    assert (kept.codes.shape, kept.scales.shape, kept.scales.dtype) == (shape, scales, jnp.bfloat16)
+    assert (kept.codes.shape, kept.scales.shape, kept.scales.dtype) == (shape, scales, jnp.float32)
     assert jax.eval_shape(lambda kept: decode(format, kept, positive=False), kept) == leaf
 
 
 def test_blocks_stay_along_the_axis_that_they_had():
     x = moments(False)
-    rows = Blocks(jnp.zeros(SHAPE, jnp.int8), jnp.zeros((64, 1), jnp.bfloat16))
+    rows = Blocks(jnp.zeros(SHAPE, jnp.int8), jnp.zeros((80, 1)))
     kept = encode("int8", x, positive=False, rounding="nearest", before=rows)
-    assert kept.scales.shape == (64, 1)
-    np.testing.assert_array_equal(kept.scales[:, 0].astype(jnp.float32), 2 ** np.ceil(np.log2(np.abs(x).max(axis=1))))
-
-
-def test_a_scale_follows_only_when_it_has_to():
-    x = np.ones(SHAPE, np.float32)
-    kept = encode("int8", 0.9 * x, positive=True, rounding="nearest")
-    for largest, scale in ((1.0, 1), (1.01, 2), (0.99, 2), (0.61, 2), (0.59, 1), (1e-3, 2**-9), (3.0, 4)):
-        kept = encode("int8", np.float32(largest) * x, positive=True, rounding="nearest", before=kept)
-        np.testing.assert_array_equal(kept.scales.astype(jnp.float32), scale)
+    assert isinstance(kept, Blocks)
+    assert kept.scales.shape == (80, 1)
+    np.testing.assert_array_equal(kept.scales[:, 0], np.abs(x).max(axis=1))
 
 
 @CASES

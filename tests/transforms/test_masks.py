@@ -120,11 +120,11 @@ MISFITS = {
 )
 def test_a_mask_of_another_structure_is_refused_by_init(build, mask, got):
     tx = build(mask)
-    message = f"^(add_l2_to_grad|decoupled_weight_decay): mask must say of every parameter whether it is to decay, got {got}"
+    message = "^(add_l2_to_grad|decoupled_weight_decay): mask must say of every parameter whether it is to decay"
     for init in (tx.init, jax.jit(tx.init)):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"{message}, got {got}"):
             init(PARAMS)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}, got {got}"):
         tx.init(jax.eval_shape(lambda: PARAMS))
 
 
