@@ -14,6 +14,7 @@ all its results are there, on two trees of float32 parameters: one shaped like G
     python benchmarks/step_time.py --optimizers adam adamw --tree gpt2
     python benchmarks/step_time.py --quick                          # small sizes, seconds: does it still run?
     python benchmarks/step_time.py --optimizers adam adamw --check  # fails if a chain costs more than the formula
+    python benchmarks/step_time.py --one-loop --optimizers adamw    # with and without an option of XLA, see below
 
 How to read the table:
 
@@ -26,6 +27,9 @@ How to read the table:
                  the CPU are one loop for each result: m and g to m, v and g to v, and w, m and v to w; a single loop
                  over everything would need 28
 
+With `--one-loop`, each optimizer is measured in processes of its own, by turns as it is and with an option that lets
+XLA make one loop of several: XLA_FLAGS=--xla_backend_extra_options=xla_cpu_use_multi_output_fusion.
+
 No parameter depends on another one, so a step that is compiled well needs no temporaries of the size of a leaf.
 """
 
@@ -34,9 +38,12 @@ import datetime
 import functools
 import importlib
 import inspect
+import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +60,7 @@ from linkax import chains
 MU, RHO, B1, B2, EPS, DECAY = 0.9, 0.9, 0.9, 0.999, 1e-8, 1e-2
 CHECKED = ("adam", "adamw")
 SLOWEST = 1.03  # what `--check` lets a chain take, in steps by hand
+ONE_LOOP = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
 TOLERANCE = 1e-3  # of the longest way that a parameter of the leaf has gone; rounding alone makes 1e-4
 
 
@@ -370,6 +378,50 @@ def failures(where: str, chain: Any, times: dict[str, np.ndarray], start: dict, 
     return found
 
 
+def in_other_processes(optimizer: str, tree: str, options: argparse.Namespace) -> list[str]:
+    """What `--one-loop` prints of an optimizer: the milliseconds of every contender without the option and with it."""
+    found: dict[str, list[dict[str, Any]]] = {"": [], ONE_LOOP: []}
+    command = [sys.executable, __file__, "--optimizers", optimizer, "--tree", tree, "--no-torch"]
+    command += ["--quick"] * options.quick + (["--rounds", str(options.rounds)] if options.rounds else [])
+    for flags in ("", ONE_LOOP) if options.quick else ("", ONE_LOOP, ONE_LOOP, ""):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "steps.json")
+            env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+            subprocess.run(
+                [*command, "--raw", str(file)], env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+            found[flags].append(json.loads(file.read_text(encoding="utf-8")))
+    lines = []
+    for contender in found[""][0]:
+        plain, one_loop = ([run[contender] for run in runs] for runs in found.values())
+        before, after = (float(np.mean([run["ms"] for run in runs])) for runs in (plain, one_loop))
+        loops, traffic = (f"{plain[0][key]:.4g} → {one_loop[0][key]:.4g}" for key in ("fusions", "bytes"))
+        line = f"{optimizer if not lines else '':<14}{contender:<14}{before:>10.3f}{after:>10.3f}{after / before:>9.3f}"
+        lines.append(f"{line}{loops:>16}{traffic:>16}")
+    return lines
+
+
+def one_loop(options: argparse.Namespace) -> None:
+    """Measures, and prints, what the option of XLA changes."""
+    lines = [versions(None)]
+    print(lines[0])
+    for tree in ("gpt2", "small") if options.tree == "both" else (options.tree,):
+        header = f"{'optimizer':<14}{'step':<14}{'ms':>10}{'one loop':>10}{'ratio':>9}{'fusions':>16}{'B/param':>16}"
+        lines.append(f"\n{tree}\n{header}")
+        print(lines[-1], flush=True)
+        for name in options.optimizers:
+            lines += (found := in_other_processes(name, tree, options))
+            print("\n".join(found), flush=True)
+    save(options, lines)
+
+
+def save(options: argparse.Namespace, lines: list[str]) -> None:
+    """Writes what has been printed where `--save` says."""
+    if options.save:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def versions(torch: Any) -> str:
     """What the numbers depend on besides the code."""
     device = jax.devices()[0]
@@ -406,6 +458,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds; --check judges no times then")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--check", action="store_true", help=f"fail if the chain of {' or '.join(CHECKED)} costs more")
+    parser.add_argument("--one-loop", action="store_true", help="what multi-output fusion changes on a CPU")
+    parser.add_argument("--raw", type=Path, metavar="FILE", help="write the last optimizer's numbers there as JSON")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there too")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
@@ -416,6 +470,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and with `--check` judges."""
     options = parse(arguments)
+    if options.one_loop:
+        one_loop(options)
+        return
     torch = import_torch(not options.no_torch)
     trees = {
         "gpt2": gpt2_shapes(1000, 64, 64, 1) if options.quick else gpt2_shapes(50257, 1024, 768, 12),
@@ -449,12 +506,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows = [row(key, step, times[key], times["by hand"], size) for key, step in steps.items()]
                 lines.append("\n".join(f"{'' if index else name:<14}{line}" for index, line in enumerate(rows)))
                 progress.write(lines[-1])
+                if options.raw:
+                    numbers = {
+                        key: {"ms": typical(times[key]), "fusions": step.fusions, "bytes": step.bytes_accessed / size}
+                        for key, step in steps.items()
+                        if isinstance(step, JaxStep)
+                    }
+                    options.raw.write_text(json.dumps(numbers), encoding="utf-8")
                 if name in CHECKED:
                     wrong += failures(where, steps["linkax"], times, start, timed=not options.quick)
                 steps.clear()
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(options, lines)
     if options.check and wrong:
         sys.exit("\n".join(wrong))
 

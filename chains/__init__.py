@@ -26,6 +26,6 @@ from .running._param_groups import param_groups as param_groups
 from .running._precise_weights import PreciseWeightsState as PreciseWeightsState
 from .running._precise_weights import precise_weights as precise_weights
 from .running._stored import Blocks as Blocks
-from .running._stored import RootBlocks as RootBlocks
+from .running._stored import PositiveBlocks as PositiveBlocks
 from .running._stored import StoredState as StoredState
 from .running._stored import stored as stored

@@ -45,7 +45,7 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     Source:
         `optax.scale_by_learning_rate`.
     """
-    factor = -learning_rate
+    factor = -learning_rate  # pyright: ignore[reportOperatorIssue]  # by now a number
 
     def update(updates, state, params=None):
         del params

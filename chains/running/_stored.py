@@ -27,11 +27,11 @@ class StoredState(NamedTuple):
     """State of `stored`."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken, which vary the noise
-    inner: Any  # the state of what is inside, with `Blocks`, `RootBlocks` or bfloat16 in the place of some moments
+    inner: Any  # the state of what is inside, with `Blocks`, `PositiveBlocks` or bfloat16 in the place of some moments
 
 
-class RootBlocks(NamedTuple):
-    """Blocks of something that is never negative, as its root."""
+class PositiveBlocks(NamedTuple):
+    """Blocks of something that is never negative, and is divided by its root."""
 
     codes: jax.Array
     scales: jax.Array
@@ -72,11 +72,12 @@ def stored(
     | ------------ | -------------- | -------------------------------------------------------------------------------- |
     | `"bfloat16"` | 2              | float32 without its low half: 3 digits, any size                                 |
     | `"float8"`   | 1              | float8 (e4m3) relative to the largest value of a block                           |
-    | `"int8"`     | 1              | one-byte codes relative to the largest value of a block, finest near 0           |
-    | `"int4"`     | 0.5            | four-bit codes, likewise in smaller blocks                                       |
+    | `"int8"`     | 1              | one-byte codes, likewise, that lie closer together towards 0                     |
+    | `"int4"`     | 0.5            | four-bit codes, likewise: powers of two                                          |
 
-    Second moments are kept as roots, in codes without a sign in which no positive value becomes 0: they are divided by.
-    A block lies along one axis of its parameter, so that sharded parameters have sharded moments.
+    Second moments have codes without a sign in which no positive value becomes 0: they are divided by.
+    A block is a whole row or column, along an axis that is not sharded if there is one, so that sharded parameters have
+    sharded moments; where all axes are sharded, a step finds the blocks' maxima with one all-reduce.
 
     A bfloat16 or one-byte number is too coarse for the small share that a step of a slow average moves it by. Rounded
     to the nearest, the average would stand still; so it is rounded up or down with the probability that makes the mean
@@ -93,8 +94,9 @@ def stored(
 
     Returns:
         A link at `inner`'s place, without one if `inner` is a whole optimizer. Its state is
-        `StoredState(count, inner)`; what becomes `Blocks` or `RootBlocks` there has codes of the parameter's shape
-        (half of it in four bits), and scales that are fewer along one axis.
+        `StoredState(count, inner)`; what becomes `Blocks` or `PositiveBlocks` there has codes of the parameter's shape
+        and a float32 scale for each block. (What has fewer than two axes, or none of at least 80 elements, can only
+        be kept in bfloat16, and else stays in float32.)
 
     Raises:
         ValueError: If `as_` or `rounding` is none of these, `min_size` or `seed` is negative; in `init`, if nothing
@@ -112,9 +114,9 @@ def stored(
         >>> tx = chain(stored(scale_by_momentum(0.9), "int8"), scale_by_learning_rate(0.1))
         >>> tx
         chain
-        ├─ stored(as_='int8')                          moment
+        ├─ stored(as_='int8', min_size=4096, seed=0)       moment
         │  └─ scale_by_momentum(decay=0.9, dampening=0.0)  moment
-        └─ scale_by_learning_rate(learning_rate=0.1)   step
+        └─ scale_by_learning_rate(learning_rate=0.1)       step
         >>> state = tx.init({"w": jnp.ones((256, 128))})
         >>> state[0].inner.mu["w"].codes.dtype
         dtype('int8')
@@ -185,7 +187,7 @@ def _first_kept(
     def keep(site: Site, own: Any) -> Any:
         for path, field in site.link.fields.items():
             if isinstance(field, Moment) and _is_rounded(field):
-                blocks = Blocks if field.has_sign else RootBlocks
+                blocks = Blocks if field.has_sign else PositiveBlocks
                 tree = jax.tree_util.tree_map_with_path(functools.partial(keep_leaf, blocks), get_at(own, path))
                 own = put_at(own, path, tree)
         return own
@@ -204,7 +206,7 @@ def _first_kept(
 
 
 def _is_blocks(leaf: Any) -> bool:
-    return isinstance(leaf, Blocks | RootBlocks)
+    return isinstance(leaf, Blocks | PositiveBlocks)
 
 
 def _opened(as_: Format, kept: Any) -> Any:
@@ -212,7 +214,7 @@ def _opened(as_: Format, kept: Any) -> Any:
 
     def open_leaf(leaf: Any) -> Any:
         if _is_blocks(leaf):
-            return decode(as_, Blocks(*leaf), positive=isinstance(leaf, RootBlocks))
+            return decode(as_, Blocks(*leaf), positive=isinstance(leaf, PositiveBlocks))
         return leaf.astype(jnp.float32) if _is_half(as_, leaf) else leaf
 
     def open_all(kept: Any) -> Any:
@@ -247,7 +249,7 @@ def _kept_leaf(as_: Format, leaf: Any, before: Any, seed: jax.Array | None) -> A
 
 def _encoded(as_: Format, leaf: Any, blocks: Any, seed: jax.Array | None, before: Any = None) -> Any:
     rounding = "nearest" if seed is None else "stochastic"
-    encoded = encode(as_, leaf, positive=blocks is RootBlocks, seed=seed, rounding=rounding, before=before)
+    encoded = encode(as_, leaf, positive=blocks is PositiveBlocks, seed=seed, rounding=rounding, before=before)
     return encoded if not isinstance(encoded, Blocks) else blocks(*encoded)
 
 

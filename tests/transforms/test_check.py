@@ -157,7 +157,7 @@ def test_names_from_elsewhere_get_a_hint(factory, arguments, meant):
 
 
 def test_what_is_like_nothing_gets_no_hint():
-    with pytest.raises(TypeError, match="^adam: got an unexpected keyword argument 'foreach'; .*maximize$"):
+    with pytest.raises(TypeError, match="^adam: got an unexpected keyword argument 'foreach'; .*state$"):
         linkax.chains.adam(foreach=True)  # type: ignore[call-arg]
 
 

@@ -159,6 +159,7 @@ def test_under_shard_map():
 
 def test_one_leaf_at_a_time():
     def mixed(leaves):
+        first: Any
         first, second, _ = jax.tree.leaves(deferred(leaves))
         assert isinstance(first, Deferred)
         return settled(map_updates(lambda u, v: u + v, first, second))

@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 
 from linkax.chains import (
     Blocks,
-    RootBlocks,
+    PositiveBlocks,
     StoredState,
     ablations,
     adadelta,
@@ -109,7 +109,7 @@ def moments(tx, state):
 
 def kept_leaves(state):
     def is_kept(leaf):
-        return isinstance(leaf, Blocks | RootBlocks)
+        return isinstance(leaf, Blocks | PositiveBlocks)
 
     leaves = jax.tree.leaves(state, is_leaf=is_kept)
     return [leaf for leaf in leaves if is_kept(leaf) or getattr(leaf, "dtype", None) == jnp.bfloat16]
