@@ -430,7 +430,6 @@ def sharded():
     return json.loads(subprocess.run(command, cwd=root, env=env, check=True, stdout=subprocess.PIPE).stdout)
 
 
-@pytest.mark.xdist_group("sharded")  # one worker, so that the other process starts once
 @each_optimizer
 @pytest.mark.parametrize(
     "what",
@@ -440,14 +439,12 @@ def test_state_lies_where_the_parameters_lie(optimizer: Optimizer, what, sharded
     assert sharded[optimizer.name][what] is True
 
 
-@pytest.mark.xdist_group("sharded")  # one worker, so that the other process starts once
 @each_optimizer
 def test_a_sharded_step_gives_what_an_unsharded_one_gives(optimizer: Optimizer, sharded):
     # In float64 the devices do the same arithmetic on every element, in another order at most.
     assert sharded[optimizer.name]["difference"] < 1e-12
 
 
-@pytest.mark.xdist_group("sharded")  # one worker, so that the other process starts once
 @pytest.mark.parametrize("split", ["rows", "columns", "both"])
 @pytest.mark.parametrize("as_", ["bfloat16", "int8", "int4"])
 def test_state_in_fewer_bits_lies_where_the_parameters_lie(as_, split, sharded):

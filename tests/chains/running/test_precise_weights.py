@@ -196,7 +196,6 @@ def apart():
     return json.loads(subprocess.run(command, cwd=root, env=env, check=True, stdout=subprocess.PIPE).stdout)
 
 
-@pytest.mark.xdist_group("apart")  # one worker, so that the other process starts once
 @each_exact_way
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw", "nadam", "optax"])
 def test_weights_are_those_of_a_float32_training_to_the_bit(name, by, apart):
@@ -204,7 +203,6 @@ def test_weights_are_those_of_a_float32_training_to_the_bit(name, by, apart):
     assert apart["exact"][name][by] == {"different": 0, "nearest": True}
 
 
-@pytest.mark.xdist_group("apart")  # one worker, so that the other process starts once
 @each_way
 def test_sharded_parameters_have_sharded_weights_and_the_same_ones(by, apart):
     assert apart["sharded"][by] == {"init": True, "step": True, "same": True}
