@@ -63,7 +63,8 @@ def digits(quick: bool) -> tuple[Any, Mapping[str, Make], Any]:
         carry = params, tx.init(params)
 
         def epoch(carry: Any, key: jax.Array) -> tuple[Any, None]:
-            return _training.epoch(tx, data, *carry, key)[:2], None
+            params, state = carry
+            return _training.epoch(tx, data, params, state, key)[:2], None
 
         (params, _), _ = jax.lax.scan(epoch, carry, jax.random.split(order_key, 2 if quick else 30))
         logits = jnp.asarray(_training.NET.apply(params, data.x_test))

@@ -38,8 +38,10 @@ class PositiveBlocks(NamedTuple):
 
 
 def _place_of(inner: optax.GradientTransformation, **_: Any) -> Place | None:
-    places = {one.place for one in links_of("stored: inner", inner)}
-    return places.pop() if len(places) == 1 else "moment" if places <= {"moment", None} and len(places) > 1 else None
+    places = list({one.place for one in links_of("stored: inner", inner)})
+    if len(places) == 1:
+        return places[0]
+    return "moment" if set(places) == {"moment", None} else None
 
 
 def _view(as_: Format, **_: Any) -> View:
@@ -148,7 +150,7 @@ def stored(
         state = _first_kept(as_, inner, held.init(params), min_size, wanted)
         return StoredState(jnp.zeros((), jnp.int32), state)
 
-    def update(updates: Any, state: StoredState, params: Any = None, **extra_args: Any) -> tuple[Any, StoredState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, StoredState]:
         updates, new = held.update(updates, _opened(as_, state.inner), params, **extra_args)
         noise = seed_of(seed, state.count) if rounding == "stochastic" else None
         return updates, StoredState(increment(state.count), _kept(as_, new, state.inner, noise))

@@ -1,6 +1,7 @@
 """Steps every optimizer on eight devices and prints what came of it as JSON; started by test_under_jax.py."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def results(optimizer: Optimizer) -> dict[str, bool | float]:
     }
 
 
-def stored_results(as_: Format, spec: PartitionSpec) -> dict[str, bool | float]:
+def stored_results(as_: Format, spec: PartitionSpec) -> dict[str, Any]:
     """Whether codes and their scales lie where the parameter lies, and what is sent from device to device."""
     tx = adamw(1e-2, state=as_)
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Auto))

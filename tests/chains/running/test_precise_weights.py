@@ -319,7 +319,7 @@ def test_stochastic_rounding_depends_on_seed_step_and_parameter_alone():
     def after(seed: int, steps: int = 1, only: str = "ab") -> Any:
         tx = precise_weights(sgd(1e-3), by="stochastic_rounding", seed=seed)
         chosen = {name: params[name] for name in only}
-        state = tx.init(chosen)
+        state, updates = tx.init(chosen), None
         for _ in range(steps):
             updates, state = tx.update({name: noisy[name] for name in only}, state, chosen)
         return optax.apply_updates(chosen, updates)
