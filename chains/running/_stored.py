@@ -38,10 +38,10 @@ class PositiveBlocks(NamedTuple):
 
 
 def _place_of(inner: optax.GradientTransformation, **_: Any) -> Place | None:
-    places = list({one.place for one in links_of("stored: inner", inner)})
-    if len(places) == 1:
-        return places[0]
-    return "moment" if set(places) == {"moment", None} else None
+    places: set[Place | None] = {one.place for one in links_of("stored: inner", inner)}
+    if places == {"moment", None}:
+        return "moment"
+    return places.pop() if len(places) == 1 else None
 
 
 def _view(as_: Format, **_: Any) -> View:
