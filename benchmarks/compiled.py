@@ -32,7 +32,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # what is compiled for need not be there
@@ -45,6 +44,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import jax.numpy as jnp
 import optax
+from _tables import add_save, save, size_in_bytes
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
@@ -159,15 +159,6 @@ class Cost(NamedTuple):
     loops: float  # per leaf
 
 
-def bits_of(dtype: Any) -> int:
-    """The bits of one element in a device's memory."""
-    return 4 if dtype in (jnp.int4, jnp.uint4) else 8 * jnp.dtype(dtype).itemsize
-
-
-def size_in_bytes(tree: Any) -> float:
-    return sum(math.prod(leaf.shape) * bits_of(leaf.dtype) / 8 for leaf in jax.tree.leaves(tree))
-
-
 def bytes_accessed(compiled: Any) -> float:
     """The compiler's count; for a GPU, JAX has it only where nobody is meant to look."""
     analysis = compiled.cost_analysis()
@@ -238,7 +229,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--optimizers", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="one leaf instead of two")
     parser.add_argument("--check", action="store_true", help="fail if a chain takes more than its bar")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there too")
+    add_save(parser)
     return parser.parse_args(arguments)
 
 
@@ -275,9 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"allowed are {bar:.2f} and {MOST_TEMP}"
                 )
     progress.close()
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(options, lines)
     if options.check and wrong:
         sys.exit("\n".join(wrong))
 

@@ -29,8 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import _training
+from _tables import add_save, save
 
 from linkax.chains import adamw, precise_weights
 
@@ -62,13 +64,6 @@ CONTENDERS = (
 )
 
 
-def digits() -> tuple[jax.Array, ...]:
-    """The images to train with and their labels, and those to test with."""
-    images, labels = load_digits(return_X_y=True)
-    x, x_test, y, y_test = train_test_split(images / 16, labels, train_size=900, stratify=labels, random_state=0)
-    return jnp.asarray(x, jnp.float32), jnp.asarray(y), jnp.asarray(x_test, jnp.float32), jnp.asarray(y_test)
-
-
 def logits(params: Any, x: jax.Array) -> jax.Array:
     w = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     return jax.nn.relu(x @ w["w1"] + w["b1"][None]) @ w["w2"] + w["b2"][None]
@@ -84,7 +79,7 @@ def start(key: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def train(contender: Contender, rate: float, epochs: int, data: tuple[jax.Array, ...], seed: jax.Array) -> Any:
+def train(contender: Contender, rate: float, epochs: int, data: _training.Data, seed: jax.Array) -> Any:
     """The loss over all training images, and the share of the test images that are right, in the end."""
     x, y, x_test, y_test = data
     key, order_key = jax.random.split(jax.random.key(seed))
@@ -113,11 +108,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default: 5)")
     parser.add_argument("--check", action="store_true", help="fail if a way is more than a standard error off float32")
     parser.add_argument("--quick", action="store_true", help="few steps: only whether it still runs")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there too")
+    add_save(parser)
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error(f"--seeds must be at least 2, got {options.seeds}")
-    data = digits()
+    data = _training.digits()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "optax", "linkax"))
     lines: list[str] = []
 
@@ -148,9 +143,7 @@ def main() -> int:
             )
             if contender.by is not None and not abs(off) <= 1:
                 failed.append(f"{jnp.dtype(contender.dtype).name} by {contender.by} at {rate:g}")
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(options, lines)
     if options.check and failed:
         print(f"more than a standard error off float32: {', '.join(failed)}")
     return int(options.check and bool(failed))

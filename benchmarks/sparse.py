@@ -18,12 +18,12 @@ import platform
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _tables import add_save, save
 from tqdm import tqdm
 
 from linkax.chains import Chain, adagrad, apply_updates, sgd, sparse_adam
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="steps of each kind (default: 20)")
     parser.add_argument("--quick", action="store_true", help="small tables; --check judges nothing then")
     parser.add_argument("--check", action="store_true", help="fail if the cost follows the table")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there too")
+    add_save(parser)
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
@@ -91,9 +91,7 @@ def main() -> None:
                     f"{name}: a row-sparse step costs {growth:.1f} times as much on {sizes[-1]} rows as on {sizes[0]}"
                 )
     print("\n".join(lines))
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(options, lines)
     if options.check and not options.quick and wrong:
         sys.exit("\n".join(wrong))
 

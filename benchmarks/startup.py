@@ -22,12 +22,12 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _tables import add_save, save
 from step_time import gpt2_shapes
 from tqdm import tqdm
 
@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each is measured (default: 7)")
     parser.add_argument("--quick", action="store_true", help="few leaves and one round")
     parser.add_argument("--check", type=float, metavar="RATIO", help="fail if a total is more than RATIO times Optax's")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there too")
+    add_save(parser)
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
@@ -135,9 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ratio = seconds[0, -1] / seconds[1, -1]
                 if options.check is not None and ratio > options.check:
                     wrong.append(f"{tree}, {name}: the chain takes {ratio:.2f} times as long as Optax to start")
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(options, lines)
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -35,6 +35,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import _training
 import transformer_ablation as transformer
+from _tables import size_in_bytes
 
 from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
 from linkax.transforms import matrices_only
@@ -95,13 +96,7 @@ NETWORKS = {"digits": digits, "transformer": language}
 
 def bytes_a_parameter(tx: Chain, params: Any) -> float:
     state = jax.eval_shape(tx.init, params)
-    return sum(map(bytes_of, jax.tree.leaves(state))) / sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def bytes_of(leaf: jax.ShapeDtypeStruct) -> float:
-    """What XLA allocates; `nbytes` would count a whole byte for four bits."""
-    about = jnp.finfo if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.iinfo
-    return leaf.size * about(leaf.dtype).bits / 8
+    return size_in_bytes(state) / sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def table(network: str, seeds: int, quick: bool) -> list[str]:

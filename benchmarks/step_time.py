@@ -53,6 +53,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _tables import add_save, save
 from tqdm import tqdm
 
 from linkax import chains
@@ -415,13 +416,6 @@ def one_loop(options: argparse.Namespace) -> None:
     save(options, lines)
 
 
-def save(options: argparse.Namespace, lines: list[str]) -> None:
-    """Writes what has been printed where `--save` says."""
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def versions(torch: Any) -> str:
     """What the numbers depend on besides the code."""
     device = jax.devices()[0]
@@ -460,7 +454,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help=f"fail if the chain of {' or '.join(CHECKED)} costs more")
     parser.add_argument("--one-loop", action="store_true", help="what multi-output fusion changes on a CPU")
     parser.add_argument("--raw", type=Path, metavar="FILE", help="write the last optimizer's numbers there as JSON")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there too")
+    add_save(parser)
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")

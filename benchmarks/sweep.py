@@ -38,7 +38,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +45,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _tables import add_save, save
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -272,7 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contender (default: 3)")
     parser.add_argument("--quick", action="store_true", help="small grids and few epochs; --check judges nothing then")
     parser.add_argument("--check", action="store_true", help="fail if a promise is not kept")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the tables there too")
+    add_save(parser)
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)  # the rest is for our own processes
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
@@ -324,9 +324,7 @@ def main() -> None:
         each = 1000 * it.running / count
         lines.append(f"{count:22}  {it.seconds:7.2f}  {it.compiling:9.2f}  {each:29.2f}  {it.peak:5.0f}")
     print("\n".join(lines))
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save(options, lines)
     if options.check and not options.quick:
         judge(medians, sized)
 

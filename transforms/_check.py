@@ -70,6 +70,13 @@ Rate = Annotated[Number | Schedule, Interval("[0, inf)", schedule=True)]
 """A finite number of at least 0, or a schedule of such numbers: a learning rate, a weight decay."""
 
 
+def check_whole_number(what: str, value: Any, most: int | None = None) -> None:
+    """Raises if a value is no Python integer of at least 0, and at most `most` if that is given."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (most is not None and value > most):
+        allowed = "of at least 0" if most is None else f"from 0 to {most}"
+        raise ValueError(f"{what} must be a whole number {allowed}, got {value!r}")
+
+
 def is_traced(value: Any) -> bool:
     """Whether `value` stands for a number that JAX does not know yet."""
     return isinstance(value, Tracer)

@@ -308,8 +308,8 @@ def _mean(of: str, decay: str = "decay", **more: Any) -> Moment:
     return Moment(of, lambda **given: 1 - given[decay], lambda **_: True, **more)
 
 
-def _square_avg(slot: str) -> Moment:
-    return Moment("mean square of {}", power=2, torch="square_avg", slot=slot)
+def _square_avg(slot: str, **more: Any) -> Moment:
+    return Moment("mean square of {}", power=2, torch="square_avg", slot=slot, **more)
 
 
 _MU = _mean("average of {}", "b1", torch="exp_avg", slot="first")
@@ -348,7 +348,7 @@ _LEAVES: dict[str, Anatomy] = {
     "scale_by_stddev": _leaf(
         "direction of {}",
         mu=_mean("average of {}", torch="grad_avg", slot="second alone", is_subtracted=True),
-        nu=Moment("mean square of {}", power=2, torch="square_avg", slot="second alone", is_subtracted=True),
+        nu=_square_avg("second alone", is_subtracted=True),
         count=Count(),
     ),
     "scale_by_rss": _leaf(

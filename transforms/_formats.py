@@ -38,7 +38,7 @@ from jax.typing import ArrayLike
 from ._rounding import stochastic, uniform
 
 Format = Literal["bfloat16", "float8", "int8", "int4"]
-Rounding = Literal["nearest", "stochastic"]
+Rounding = Literal["stochastic", "nearest"]
 
 
 class Blocks(NamedTuple):

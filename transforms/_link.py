@@ -210,17 +210,25 @@ class Link(optax.GradientTransformationExtraArgs):
         """Whether it is `optax.identity()`."""
         return self._anatomy is not None and self._anatomy.is_identity
 
+    @property
+    def held(self) -> tuple["Link", ...]:
+        """The links in all of its slots."""
+        return tuple(inner for slot in self.slots.values() for inner in slot.links)
+
+    @property
+    def around(self) -> tuple["Link", ...]:
+        """The links that it stands around, as `lazy` does: what comes out of them comes out of it."""
+        return tuple(inner for slot in self.slots.values() if slot.kind == "around" for inner in slot.links)
+
     @functools.cached_property
     def is_final(self) -> bool:
         """Whether its updates must reach the parameters as they are: nothing may stand behind it, nor round them."""
-        held = (inner for slot in self.slots.values() for inner in slot.links)
-        return self._declared.is_final or any(inner.is_final for inner in held)
+        return self._declared.is_final or any(inner.is_final for inner in self.held)
 
     @functools.cached_property
     def is_leafwise(self) -> bool:
         """Whether it may be traced once for all leaves of a shape."""
-        held = (inner for slot in self.slots.values() for inner in slot.links)
-        return self.is_identity or (self._declared.is_leafwise and all(inner.is_leafwise for inner in held))
+        return self.is_identity or (self._declared.is_leafwise and all(inner.is_leafwise for inner in self.held))
 
     @property
     def is_foreign(self) -> bool:
@@ -736,9 +744,7 @@ def link(
                 _anatomy=None,
             )
             vars(self)["slots"] = dict(_slots(self))
-            vars(self)["is_second_moment"] = is_second_moment or any(
-                inner.is_second_moment for slot in self.slots.values() if slot.kind == "around" for inner in slot.links
-            )
+            vars(self)["is_second_moment"] = is_second_moment or any(one.is_second_moment for one in self.around)
             remember(self)
             return self
 

@@ -66,5 +66,4 @@ def _follows_dtypes(link: Link) -> bool:
     """Whether a link may keep a state in the dtype of what it is given: Optax's do, where they keep one."""
     if not link.is_foreign:
         return False
-    held = [inner for slot in link.slots.values() for inner in slot.links]
-    return any(map(_follows_dtypes, held)) if held else link.init is not optax.init_empty_state
+    return any(map(_follows_dtypes, link.held)) if link.held else link.init is not optax.init_empty_state

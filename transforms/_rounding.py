@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+LARGEST_SEED = 2**32 - 1
+"""Of a run: what a uint32 holds."""
+
 _GOLDEN = 0x9E3779B9  # 2³² over the golden ratio: its multiples are spread evenly
 
 
-def hashed(bits: jax.Array) -> jax.Array:
+def hashed(bits: Any) -> Any:
     """Another 32-bit number for each; every bit of it depends on all bits given."""
     bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
@@ -27,10 +30,7 @@ def hashed(bits: jax.Array) -> jax.Array:
 
 def _hashed_now(number: int) -> int:
     """`hashed` for a Python number, which then costs a compiled step nothing."""
-    number &= 0xFFFFFFFF
-    number = ((number ^ (number >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    number = ((number ^ (number >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return number ^ (number >> 16)
+    return int(hashed(np.array([number & 0xFFFFFFFF], np.uint32))[0])
 
 
 def seed_of(seed: Any, count: Any = 0, index: int = 0) -> jax.Array:
@@ -68,7 +68,12 @@ def noise(x: ArrayLike, seed: Any) -> jax.Array:
 
 def uniform(x: ArrayLike, seed: Any) -> jax.Array:
     """A number in [0, 1) for each element of a float32 array, from its bits and a seed."""
-    return (noise(x, seed) >> 8).astype(jnp.float32) * np.float32(2**-24)
+    return _share(noise(x, seed))
+
+
+def _share(random: jax.Array) -> jax.Array:
+    """A uint32 as a share of 2³², in [0, 1)."""
+    return (random >> 8).astype(jnp.float32) * np.float32(2**-24)
 
 
 def stochastic(x: ArrayLike, dtype: Any, seed: Any) -> jax.Array:
@@ -115,7 +120,7 @@ def stochastic(x: ArrayLike, dtype: Any, seed: Any) -> jax.Array:
         spacing = np.float32(2.0 ** (info.minexp - info.nmant))
         steps = size * (1 / spacing)
         below = jnp.floor(steps)
-        goes_up = (random >> 8).astype(jnp.float32) * np.float32(2**-24) < steps - below
+        goes_up = _share(random) < steps - below
         small = jnp.where(goes_up, below + 1, below) * spacing
         rounded = jnp.where(size < np.float32(2.0**info.minexp), jnp.copysign(small, x), rounded)
     # (NaN compares false, so it takes the last way, too.)

@@ -135,7 +135,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             >>> rmsprop(1e-2, momentum=0.9).drop("scale_by_momentum") == rmsprop(1e-2)
             True
         """
-        return self._rewrite({part.path: _held_by(part.link) for part in self._find("drop", name)})
+        return self._rewrite({part.path: part.link.around for part in self._find("drop", name)})
 
     def add(
         self, link: optax.GradientTransformation, *, before: str | None = None, after: str | None = None
@@ -218,11 +218,6 @@ class Chain(optax.GradientTransformationExtraArgs):
 
     def __reduce__(self) -> tuple:
         return chain, self.links
-
-
-def _held_by(link: Link) -> tuple[Link, ...]:
-    """What a link stands around."""
-    return tuple(inner for slot in link.slots.values() if slot.kind == "around" for inner in slot.links)
 
 
 def _in_sequence(links: tuple[Link, ...]) -> optax.GradientTransformationExtraArgs:

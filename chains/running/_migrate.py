@@ -186,9 +186,8 @@ def migrate(
     new = state_arrays("migrate: new_tx", new_tx, fresh, params)
     old = _renested(old, params)
     ages = _ages(old_tx, old, params, steps)
-    outside = {
-        (a.site.groups, a.clock): int(a.value) for a in old if a.is_count and a.clock != _clock(old, a.site.groups)
-    }
+    clocks, new_clocks = _clocks(old), _clocks(new)
+    outside = {(a.site.groups, a.clock): int(a.value) for a in old if a.is_count and a.clock != clocks[a.site.groups]}
     homes = _homes(old_tx, old, params)
     sources = _sources(new_tx, new, params, homes, ages)
     matches, notes = _matches(old, new, sources, keep_live)
@@ -210,7 +209,7 @@ def migrate(
             source = sources[array.site.groups]
             taken = None if source is None else ages[source]
             # What stands outside of a wrapper that lets steps pass counts with those that stand there, too.
-            if array.is_count and array.clock != _clock(new, array.site.groups):
+            if array.is_count and array.clock != new_clocks[array.site.groups]:
                 taken = outside.get((source or (), array.clock), outside.get(((), array.clock), taken))
             value = None if source is None else _counted(array, taken, missing, notes)
             values |= {} if value is None else {array.place: jnp.asarray(value, array.value.dtype)}
@@ -316,7 +315,7 @@ def _ages(
     """How many steps each group that is not frozen has taken, if its state or the caller says so."""
     ages: dict[Groups, int | None] = dict.fromkeys(groups_of(flatten("migrate", old_tx), params).values())
     ages |= dict.fromkeys(array.site.groups for array in old)
-    clocks = {groups: _clock(old, groups) for groups in ages}
+    clocks = dict.fromkeys(ages, ()) | _clocks(old)
     for array in old:
         if array.is_count and array.clock == clocks[array.site.groups]:
             ages[array.site.groups] = max(ages[array.site.groups] or 0, int(array.value))
@@ -330,12 +329,18 @@ def _ages(
     return {groups: told[groups] if age is None else age for groups, age in ages.items()}
 
 
-def _clock(arrays: Iterable[StateArray], groups: Groups) -> tuple[str, ...]:
-    """What lets the moments of a group rest in some steps, or its counts where it has none: its own clock."""
-    own = [array for array in arrays if array.site.groups == groups]
-    moments = [array for array in own if isinstance(array.field, Moment) and not array.field.if_unchanged]
-    counting = moments or [array for array in own if array.is_count]
-    return max((array.clock for array in counting), key=len, default=())
+def _clocks(arrays: Iterable[StateArray]) -> dict[Groups, tuple[str, ...]]:
+    """The clock of each group: what lets its moments rest in some steps, or its counts where it has none."""
+    members: dict[Groups, list[StateArray]] = {}
+    for array in arrays:
+        members.setdefault(array.site.groups, []).append(array)
+
+    def clock(own: list[StateArray]) -> tuple[str, ...]:
+        moments = [array for array in own if isinstance(array.field, Moment) and not array.field.if_unchanged]
+        counting = moments or [array for array in own if array.is_count]
+        return max((array.clock for array in counting), key=len, default=())
+
+    return {groups: clock(own) for groups, own in members.items()}
 
 
 def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any) -> dict[Param | None, Groups]:

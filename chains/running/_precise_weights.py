@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from linkax.transforms import Count, Link, Weights, link
-from linkax.transforms._check import checked
+from linkax.transforms._check import check_whole_number, checked
 from linkax.transforms._leaves import check_leaves, dtype_of, in_dtype_of, increment, is_one_leaf, widened
 from linkax.transforms._link import links_of
 from linkax.transforms._precision import wide_inside
-from linkax.transforms._rounding import seed_of
+from linkax.transforms._rounding import LARGEST_SEED, seed_of
 from linkax.transforms._trees import is_missing, listed, path_text
 
 from ..algebra._chain import Chain, chain
@@ -99,8 +99,7 @@ def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *,
         Micikevicius et al., "Mixed precision training", 2018; Zamirai et al., "Revisiting BFloat16 training", 2020.
     """
     links_of("precise_weights: tx", tx)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"precise_weights: seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    check_whole_number("precise_weights: seed", seed, most=LARGEST_SEED)
     return chain(float32_weights(tx, by, seed=seed if by == "stochastic_rounding" else None))
 
 

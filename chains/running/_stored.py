@@ -1,26 +1,25 @@
 """Optimizer state in fewer bits: kept so between the steps, and float32 within them."""
 
 import functools
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from linkax.transforms import Link, Moment, Own, Place, View, link
-from linkax.transforms._formats import Blocks, Format, decode, encode, fits
+from linkax.transforms._check import check_whole_number
+from linkax.transforms._formats import Blocks, Format, Rounding, decode, encode, fits
 from linkax.transforms._leaves import dtype_of, increment
 from linkax.transforms._link import links_of
 from linkax.transforms._masks import selected
 from linkax.transforms._meaning import Field
 from linkax.transforms._precision import wide_inside
-from linkax.transforms._rounding import seed_of
+from linkax.transforms._rounding import LARGEST_SEED, seed_of
 
 from ..algebra._chain import Chain, chain
 from ..algebra._paths import leaves_with_path, words
 from ..algebra._structure import Site, get_at, map_states, parts, put_at
-
-Rounding = Literal["stochastic", "nearest"]
 
 
 class StoredState(NamedTuple):
@@ -128,11 +127,10 @@ def stored(
         Dettmers et al., "8-bit optimizers via block-wise quantization", 2022; Li, Chen and Zhu, "Memory efficient
         optimizers with 4-bit states", 2023.
     """
-    for name, value, most in (("min_size", min_size, None), ("seed", seed, 2**32 - 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (most is not None and value > most):
-            allowed = "of at least 0" if most is None else f"from 0 to {most}"
-            raise ValueError(f"stored: {name} must be a whole number {allowed}, got {value!r}")
-    within = list(parts(links_of("stored: inner", inner)))
+    check_whole_number("stored: min_size", min_size)
+    check_whole_number("stored: seed", seed, most=LARGEST_SEED)
+    links = links_of("stored: inner", inner)
+    within = list(parts(links))
     if coded := [part.name for part in within if any(slot.view for slot in part.link.slots.values())]:
         raise ValueError(
             f"stored: inner must not hold another link that keeps its state in a form of its own, got {coded[0]}"
@@ -140,7 +138,7 @@ def stored(
     held = wide_inside(inner)
 
     def init(params: Any) -> StoredState:
-        if not _moments(*links_of("stored: inner", inner)):
+        if not _moments(*links):
             raise ValueError(
                 "stored: inner must hold a link that says which of its state are moments that may be rounded, as "
                 f"@link(..., state={{...: Moment(...)}}) does, got {', '.join(part.name for part in within)}"

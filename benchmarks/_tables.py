@@ -1,0 +1,31 @@
+"""What several benchmarks share: a table that is also written to a file, and bytes as XLA allocates them."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def add_save(parser: argparse.ArgumentParser) -> None:
+    """The option that `save` follows."""
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table there too")
+
+
+def save(options: argparse.Namespace, lines: Sequence[str]) -> None:
+    """Writes the table to the file that was asked for, if any."""
+    if options.save:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def size_in_bytes(tree: Any) -> float:
+    """What XLA allocates for all arrays or shapes of a tree; `nbytes` would count a whole byte for four bits."""
+
+    def bits(dtype: Any) -> int:
+        return 4 if dtype in (jnp.int4, jnp.uint4) else 8 * jnp.dtype(dtype).itemsize
+
+    return sum(math.prod(leaf.shape) * bits(leaf.dtype) / 8 for leaf in jax.tree.leaves(tree))
