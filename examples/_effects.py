@@ -1,60 +1,150 @@
-"""What several examples share: what each change to a chain does, as a table and as a bar picture."""
+"""What several examples share: what each one-link change to an optimizer does, as a table and as a picture."""
 
-from pathlib import Path
-from typing import NamedTuple
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from _looks import BETTER, NEITHER, WORSE
+from _looks import BETTER, NEITHER, WORSE, save
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from scipy import stats  # comes with scikit-learn
 
+from linkax.chains import Chain, ablations, sweep
+from linkax.transforms import Rate
 
-class Effect(NamedTuple):
-    """A chain's mean result, its change against the whole chain, and half of the change's 95 % interval."""
+HOLLOW: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 7}
+COLUMNS = {"gain, tuned": 0.31, "rate": 0.46, "decay": 0.6, "with AdamW's": 0.98}  # where they end in the picture
 
-    name: str
+
+class Gain(NamedTuple):
+    """How much better a chain is than the whole optimizer: the mean over seeds, and half of its 95 % interval."""
+
     mean: float
-    change: float
     half: float
 
     @property
     def is_certain(self) -> bool:
-        return abs(self.change) > self.half
+        return abs(self.mean) > self.half
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ± {self.half:.3f}"
 
 
-def effects(found: dict[str, np.ndarray], base: str) -> list[Effect]:
-    """What each chain does to the results in `found`, seed by seed, against the chain `base`; lowest first."""
-    rows = []
-    for name in found.keys() - {base}:
-        change = found[name] - found[base]
-        half = stats.t.ppf(0.975, len(change) - 1) * change.std(ddof=1) / len(change) ** 0.5
-        rows.append(Effect(name, found[name].mean(), change.mean(), half))
-    return sorted(rows, key=lambda row: row.change)
+class Effect(NamedTuple):
+    """A chain one link away, with the hyperparameters that suit it best, and with those of the whole optimizer."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float | None  # None where it has no effect
+    tuned: Gain
+    untuned: Gain
 
 
-def show(rows: list[Effect], base: str, mean: float, unit: str, decimals: int = 2) -> None:
-    width, column, signed = max(len(row.name) for row in rows), f"{len(unit)}.{decimals}f", f"+6.{decimals}f"
-    print(f"\n{'chain':<{width}}  {unit}  change  95 % confidence")
-    print(f"{base:<{width}}  {mean:{column}}")
-    for name, mean, change, half in rows:
-        print(
-            f"{name:<{width}}  {mean:{column}}  {change:{signed}}  {change - half:{signed}} to {change + half:{signed}}"
-        )
+def effects(
+    run: Callable[[Chain, jax.Array], dict[str, jax.Array]],
+    optimizer: Callable[[Rate, Rate], Chain],
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
+    tuning_seeds: int,
+    seeds: int,
+) -> tuple[float, list[Effect]]:
+    """The optimizer's mean `score` and what every chain one link away gains over it, the best first.
+
+    Each chain gets the learning rate and the decay with which it scores best, as a mean over the first seeds. All are
+    then compared on other seeds. A seed means the same weights and batches for every chain, so that differences are
+    taken seed by seed.
+    """
+
+    def variant(name: str, learning_rate: Any, weight_decay: Any) -> Chain:
+        tx = optimizer(learning_rate, weight_decay)
+        return ablations(tx)[name] if name else tx
+
+    names = ["", *ablations(optimizer(learning_rates[0], weight_decays[0]))]  # the empty name: the whole optimizer
+    tuning = sweep(
+        run,
+        {"learning_rate": learning_rates, "weight_decay": weight_decays, "seed": range(tuning_seeds)},
+        {
+            name: lambda learning_rate, weight_decay, name=name: variant(name, learning_rate, weight_decay)
+            for name in names
+        },
+    )["score"]
+    best, has_decay = {}, {}
+    for name in names:
+        means = tuning.sel(variant=name).mean("seed").fillna(-np.inf)  # where it diverged
+        at = means.argmax(...)
+        best[name] = learning_rates[int(at["learning_rate"])], weight_decays[int(at["weight_decay"])]
+        has_decay[name] = bool((means != means.isel(weight_decay=0)).any())
+
+    def tuned_or_not(name: str) -> Callable[[Any], Chain]:
+        both = jnp.array([best[""], best[name]])
+        return lambda tuned: variant(name, both[tuned, 0], both[tuned, 1])
+
+    score = sweep(
+        run,
+        {"tuned": [0, 1], "seed": range(tuning_seeds, tuning_seeds + seeds)},
+        {name: tuned_or_not(name) for name in names},
+    )["score"]
+
+    def gain(name: str, tuned: int) -> Gain:
+        change = (score.sel(variant=name, tuned=tuned) - score.sel(variant="", tuned=tuned)).values
+        return Gain(change.mean(), stats.t.ppf(0.975, len(change) - 1) * change.std(ddof=1) / len(change) ** 0.5)
+
+    rows = [
+        Effect(name, best[name][0], best[name][1] if has_decay[name] else None, gain(name, 1), gain(name, 0))
+        for name in names[1:]
+    ]
+    print(f"\nbest for the whole optimizer: learning rate {best[''][0]:g}, weight decay {best[''][1]:g}")
+    return float(score.sel(variant="").mean()), sorted(rows, key=lambda row: -row.tuned.mean)
 
 
-def draw(rows: list[Effect], title: str, label: str, more_is_better: bool, linear_to: float, out: Path) -> None:
-    """Bars with their intervals; linear up to `linear_to`, then logarithmic: one ruinous change would flatten all."""
-    figure = Figure(figsize=(10, 0.42 * len(rows) + 1.8), dpi=150, layout="constrained")
-    axes = figure.subplots()
+def show(rows: list[Effect]) -> None:
+    width = max(len(row.name) for row in rows)
+    print(f"\n{'':<{width}}  {'gain with its own':>16}  {'learning':>8}  {'weight':>6}  {'gain with':>16}")
+    print(f"{'chain':<{width}}  {'hyperparameters':>16}  {'rate':>8}  {'decay':>6}  {'AdamW’s':>16}")
+    for row in rows:
+        decay = "none" if row.weight_decay is None else f"{row.weight_decay:g}"
+        print(f"{row.name:<{width}}  {row.tuned!s:>16}  {row.learning_rate:8g}  {decay:>6}  {row.untuned!s:>16}")
+    print("(gain over AdamW, ± half of the 95 % confidence interval; more is better)")
+
+
+def draw(rows: list[Effect], title: str, label: str, limit: float, args: argparse.Namespace) -> None:
+    """Bars that end at `limit` or an arrow, with their numbers beside them."""
+    figure = Figure(figsize=(14, 0.45 * len(rows) + 2.4), dpi=150, layout="constrained")
+    axes, numbers = figure.subplots(1, 2, sharey=True, width_ratios=[5, 4])
     for at, row in enumerate(reversed(rows)):
-        color = (BETTER if (row.change > 0) == more_is_better else WORSE) if row.is_certain else NEITHER
-        axes.barh(at, row.change, color=color, height=0.7)
-        axes.errorbar(row.change, at, xerr=row.half, color="black", capsize=3, linewidth=1)
+        tuned, untuned = row.tuned, row.untuned
+        color = (BETTER if tuned.mean > 0 else WORSE) if tuned.is_certain else NEITHER
+        axes.barh(at, np.clip(tuned.mean, -limit, limit), color=color, height=0.6)
+        if abs(tuned.mean) < limit:
+            axes.errorbar(tuned.mean, at, xerr=tuned.half, color="black", capsize=3, linewidth=1)
+        else:
+            axes.plot(np.sign(tuned.mean) * limit, at, ">" if tuned.mean > 0 else "<", color=color, markersize=16)
+        if abs(untuned.mean) < limit:
+            axes.plot(untuned.mean, at, "D", **HOLLOW)
+        else:
+            axes.plot(np.sign(untuned.mean) * limit, at, ">" if untuned.mean > 0 else "<", **HOLLOW)
+        decay = "none" if row.weight_decay is None else f"{row.weight_decay:g}"
+        for x, text in zip(COLUMNS.values(), (str(tuned), f"{row.learning_rate:g}", decay, str(untuned))):
+            numbers.text(x, at, text, ha="right", va="center")
+    for heading, x in COLUMNS.items():
+        numbers.text(x, len(rows) - 0.4, heading, ha="right", va="bottom", weight="bold")
+    numbers.set(xlim=(0, 1))
+    numbers.axis("off")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
-    axes.set_xlabel(f"{label}\n(lines: 95 % confidence intervals; grey: 0 is inside)")
-    axes.set_xscale("symlog", linthresh=linear_to)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlim=(-1.08 * limit, 1.08 * limit), xlabel=f"← worse      {label}      better →")
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(title, fontsize=11)
-    figure.savefig(out)
+    figure.suptitle(title, fontsize=12)
+    handles = [
+        Patch(color=BETTER, label="better than AdamW"),
+        Patch(color=WORSE, label="worse"),
+        Patch(color=NEITHER, label="no difference: 0 is inside the 95 % interval"),
+        Line2D([], [], linestyle="", marker="D", **HOLLOW, label="with AdamW's hyperparameters"),
+        Line2D([], [], linestyle="", marker="<", **HOLLOW, label="beyond the axis"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    save(figure, args)

@@ -26,10 +26,11 @@ class Options(argparse.ArgumentParser):
     def parse(self) -> argparse.Namespace:
         args = self.parse_args()
         for name, (default, quick, least) in self._counts.items():
-            if getattr(args, name) is None:
-                setattr(args, name, quick if args.quick else default)
-            if getattr(args, name) < least:
-                self.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+            attribute = name.replace("-", "_")
+            if getattr(args, attribute) is None:
+                setattr(args, attribute, quick if args.quick else default)
+            if getattr(args, attribute) < least:
+                self.error(f"--{name} must be at least {least}, got {getattr(args, attribute)}")
         folder = Path(tempfile.gettempdir()) if args.quick else Path(__file__).parent
         args.out = args.out or folder / self._picture
         if args.out.suffix not in SUFFIXES or not args.out.parent.is_dir():

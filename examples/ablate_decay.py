@@ -1,35 +1,43 @@
-"""Does it matter where weight decay enters Adam, and does its best strength depend on the learning rate?
+"""Where should weight decay enter Adam, and does its best strength depend on the learning rate?
 
-Run it with `python examples/ablate_decay.py` after `pip install "linkax[examples]"`: under a minute on two CPU cores.
+Run it with `python examples/ablate_decay.py` after `pip install "linkax[examples]"`: two minutes on two CPU cores.
 
 A small network learns scikit-learn's handwritten digits with two chains that differ in one link: Adam with L2
 (`add_l2_to_grad`), and the same with that link swapped for `decoupled_weight_decay`, which is AdamW. Only kernels
 decay. A fifth of the training labels is drawn at random, so that there is something to overfit to. Seeds change the
 initialisation and the batches, not the split. The best λ is chosen on the test set, which flatters both kinds of decay.
 
-One sees the link that differs, a table, and two heat maps on one scale: test accuracy over learning rate and decay.
-Adam divides L2's decay by √V, like the rest of the gradient, and √V is small; decoupled decay goes around it, so that
-the best strengths are far apart. Loshchilov and Hutter, 2019, claim that decoupled decay can be tuned apart from the
-learning rate. The number for that is how far the best λ moves when the learning rate grows tenfold: a factor of 1 would
-be complete separation. λ is PyTorch's, which AdamW multiplies by the learning rate α; the paper's own decay is αλ.
+It prints the link that differs and a table, and draws two maps: how many points of test accuracy each λ loses against
+the best λ of the same learning rate, with that best λ drawn through the map. Loshchilov and Hutter, 2019, claim that
+decoupled decay can be tuned apart from the learning rate, and L2 cannot. The number for that is the factor by which the
+best λ moves when the learning rate grows tenfold; a factor of 1 is complete separation. It is fitted where decay
+helps: with small learning rates the network does not overfit in so few epochs, and any small λ is as good as none.
+λ is PyTorch's, which AdamW multiplies by the learning rate α; the paper's own decay is αλ.
 """
 
+import argparse
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from _looks import look, save
 from _options import Options
 from _training import digits, train
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
-from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 
 from linkax.chains import Chain, adam, diff, sweep
 from linkax.transforms import Rate, decoupled_weight_decay, matrices_only
 
-LEARNING_RATES = [1e-3, 2e-3, 4e-3, 8e-3, 0.016, 0.032]
-DECAYS = [0, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]  # 0: without decay
+LEARNING_RATES = [2.5e-4 * 2**i for i in range(8)]
+PER_DECADE = 4
+DECAYS = {  # of each kind, evenly spaced on a logarithmic axis around its best; none at all is a column of its own
+    "L2": np.logspace(-4, -1, 3 * PER_DECADE + 1),
+    "decoupled": np.logspace(-2, 1, 3 * PER_DECADE + 1),
+}
+HELPS = 0.5  # points of accuracy that the best decay has to gain over none for a learning rate to be in the fit
 RESAMPLINGS = 2000
 
 
@@ -42,89 +50,144 @@ def decoupled(learning_rate: Rate, weight_decay: Rate) -> Chain:
     return tx.swap("add_l2_to_grad", decoupled_weight_decay(weight_decay, matrices_only))
 
 
-def movement(accuracy: np.ndarray, learning_rates: list[float], decays: list[float]) -> np.ndarray:
-    """By what factor the best decay moves per tenfold learning rate: the estimate and its 95 % interval.
+class Ridge(NamedTuple):
+    """The best decay of each learning rate, and how far it moves; intervals are of 95 %."""
 
-    `accuracy` has the dimensions learning rate, decay and seed. The factor is the slope of a line through the best
-    decays, on logarithmic axes; seeds drawn anew, with replacement, say how far chance moves it. A parabola through the
-    best cell and its neighbours says where between the cells the best decay is.
+    best: np.ndarray  # (learning rates,)
+    interval: np.ndarray  # (2, learning rates)
+    helps: np.ndarray  # (learning rates,): whether the best decay is worth having
+    factor: np.ndarray  # (3,): by what the best decay is multiplied per tenfold learning rate, and the interval
+
+    @property
+    def moves(self) -> str:
+        if np.isnan(self.factor).any():
+            return "nothing to fit, decay helps at fewer than two learning rates"
+        return "by ×{:.1f} ({:.1f} to {:.1f}) per tenfold α".format(*self.factor)
+
+
+def ridge(none: np.ndarray, accuracy: np.ndarray, learning_rates: np.ndarray, decays: np.ndarray) -> Ridge:
+    """Finds the best decay of each learning rate.
+
+    A parabola through the best cell and two neighbours on each side says where between the cells the best decay is.
+    Seeds drawn anew, with replacement, say how far chance moves it. `none`, the accuracy without decay, has the
+    dimensions learning rate and seed; `accuracy` has learning rate, decay and seed.
     """
     seeds = accuracy.shape[-1]
     draws = np.random.default_rng(0).integers(0, seeds, (RESAMPLINGS, seeds))
     draws = np.concatenate([np.arange(seeds)[None], draws])  # the first one is the experiment itself
-    means = accuracy[:, 1:, draws].mean(axis=-1)  # no decay at all has no place on a logarithmic axis
-    best = means.argmax(axis=1, keepdims=True)
-    inner = best.clip(1, means.shape[1] - 2)
-    left, middle, right = (np.take_along_axis(means, inner + i, 1)[:, 0] for i in (-1, 0, 1))
-    bend = np.where(inner[:, 0] == best[:, 0], left - 2 * middle + right, 0)  # at the edge there is no vertex
-    vertex = np.divide(left - right, 2 * bend, out=np.zeros_like(bend), where=bend < 0)
-    places = np.interp(best[:, 0] + vertex, range(means.shape[1]), np.log10(decays[1:]))
-    slopes = np.polyfit(np.log10(learning_rates), places, 1)[0]
-    return 10 ** np.array([slopes[0], *np.quantile(slopes[1:], [0.025, 0.975])])
+    means = accuracy[:, :, draws].mean(axis=-1)
+    center = means.argmax(axis=1, keepdims=True).clip(2, means.shape[1] - 3)
+    around = np.stack([np.take_along_axis(means, center + i, 1)[:, 0] for i in range(-2, 3)])
+    x = np.arange(-2.0, 3.0)
+    slope, bend = np.tensordot(x / 10, around, 1), np.tensordot((x**2 - 2) / 14, around, 1)  # least squares
+    vertex = np.divide(-slope, 2 * bend, out=2 * np.sign(slope), where=bend < 0).clip(-2, 2)
+    places = np.interp(center[:, 0] + vertex, range(len(decays)), np.log10(decays))
+    helps = accuracy.mean(axis=-1).max(axis=1) > none.mean(axis=-1) + HELPS
+    slopes = np.full(len(draws), np.nan)
+    if helps.sum() > 1:
+        slopes = np.polyfit(np.log10(learning_rates[helps]), places[helps], 1)[0]
+    return Ridge(
+        10 ** places[:, 0],
+        10 ** np.quantile(places[:, 1:], [0.025, 0.975], axis=1),
+        helps,
+        10 ** np.array([slopes[0], *np.quantile(slopes[1:], [0.025, 0.975])]),
+    )
 
 
-def report(means: dict[str, np.ndarray], errors: dict[str, np.ndarray], learning_rates: list[float]) -> None:
-    print(f"\n{'learning rate':>13}  {'no decay':>12}", end="")
-    print("".join(f"  {f'{kind}, best λ':>17}  {'accuracy in %':>13}" for kind in means))
+def report(
+    none: np.ndarray, found: dict[str, np.ndarray], ridges: dict[str, Ridge], learning_rates: np.ndarray
+) -> None:
+    def mean(values: np.ndarray) -> str:
+        return f"{values.mean():6.2f} ± {values.std(ddof=1) / len(values) ** 0.5:4.2f}"
+
+    print(f"\n{'learning rate':>13}  {'without decay':>13}", end="")
+    print("".join(f"  {f'best λ, {kind}':>25}  {'accuracy in %':>13}" for kind in found))
     for row, rate in enumerate(learning_rates):
-        first = next(iter(means))
-        print(f"{rate:13g}  {means[first][row, 0]:5.2f} ± {errors[first][row, 0]:.2f}", end="")
-        for kind, mean in means.items():
-            best = mean[row].argmax()
-            print(f"  {DECAYS[best]:17g}  {mean[row, best]:6.2f} ± {errors[kind][row, best]:4.2f}", end="")
+        print(f"{rate:13g}  {mean(none[row])}", end="")
+        for kind, accuracy in found.items():
+            at, (low, high) = ridges[kind].best[row], ridges[kind].interval[:, row]
+            place = f"{at:.2g} ({low:.2g} to {high:.2g})" if ridges[kind].helps[row] else "none is as good"
+            print(f"  {place:>25}  {mean(accuracy[row, accuracy[row].mean(axis=-1).argmax()])}", end="")
         print()
-    print("(± the standard error over seeds)")
+    print(
+        "(accuracy: of the best cell, ± the standard error over seeds; λ: with its 95 % interval, from resampled seeds)"
+    )
 
 
-def draw(means: dict[str, np.ndarray], learning_rates: list[float], title: str, out: Path) -> None:
-    figure = Figure(figsize=(13, 4.9), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    top = max(mean.max() for mean in means.values())
-    low = min(mean[:, 0].min() for mean in means.values()) - 5  # where L2 destroys the network, 10 % would flatten all
-    scale = ScalarMappable(Normalize(low, top), "viridis")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (kind, mean) in zip(panels, means.items()):
-        axes.imshow(mean, scale.cmap, scale.norm, aspect="auto", origin="lower")
-        for (row, column), value in np.ndenumerate(mean):
-            is_dark = value < (low + top) / 2
-            color, star = "white" if is_dark else "black", "\n★" if value == mean.max() else ""
-            axes.text(column, row, f"{value:.1f}{star}", ha="center", va="center", color=color, fontsize=9)
-            if column == mean[row].argmax():
-                axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=color, lw=2))
-        axes.set_xticks(range(len(DECAYS)), [f"{decay:g}" for decay in DECAYS], fontsize=9)
-        axes.set_yticks(range(len(mean)), [f"{rate:g}" for rate in learning_rates])
-        axes.set(title=f"Adam with {kind} decay", xlabel="weight decay λ")
-    panels[0].set_ylabel("learning rate α")
-    label = "test accuracy in %, mean over seeds\n(framed: the best λ of a learning rate; ★ the best of the panel)"
-    figure.colorbar(scale, ax=panels, extend="min", label=label)
-    figure.savefig(out)
+def edges(centers: np.ndarray) -> np.ndarray:
+    """Where cells with these centers begin and end on a logarithmic axis."""
+    step = (centers[-1] / centers[0]) ** (0.5 / (len(centers) - 1))
+    return np.append(centers / step, centers[-1] * step)
+
+
+def draw(
+    none: np.ndarray,
+    found: dict[str, np.ndarray],
+    ridges: dict[str, Ridge],
+    learning_rates: np.ndarray,
+    args: argparse.Namespace,
+) -> None:
+    figure = Figure(figsize=(13, 6), dpi=150, layout="constrained")
+    reached = " and ".join(f"{kind} reaches {values.mean(axis=-1).max():.1f} %" for kind, values in found.items())
+    figure.suptitle(f"Where should weight decay enter Adam? Tuned, {reached} on the digits", fontsize=14)
+    left, right = figure.subfigures(1, 2, width_ratios=[8, 5])
+    maps, lines = left.subplots(2, 1, sharex=True), right.subplots()
+    scale = ScalarMappable(Normalize(0, 6), "cividis_r")
+    outlined = [Stroke(linewidth=4.5, foreground="black"), Normal()]
+    for axes, (kind, accuracy) in zip(maps, found.items()):
+        mean, (best, interval, helps, _) = accuracy.mean(axis=-1), ridges[kind]
+        lost = mean.max(axis=1, keepdims=True) - mean
+        axes.pcolormesh(edges(DECAYS[kind]), edges(learning_rates), lost, cmap=scale.cmap, norm=scale.norm)
+        axes.errorbar(
+            *(best[helps], learning_rates[helps]),
+            xerr=abs(interval - best)[:, helps],
+            **{"color": "white", "marker": "o", "linewidth": 2, "capsize": 4, "path_effects": outlined},
+            label="the best λ of each α at which decay helps,\nwith its 95 % interval",
+        )
+        axes.set_title(f"{kind}: the best λ moves {ridges[kind].moves}", fontsize=12)
+        axes.set(xscale="log", yscale="log", ylabel="learning rate α", facecolor="#EEEEEE")
+        axes.set_yticks(learning_rates, [f"{rate:g}" for rate in learning_rates])
+        axes.minorticks_off()
+    maps[0].legend(loc="center right", facecolor="#AAAAAA", framealpha=1)
+    maps[1].set_xlabel("weight decay λ (PyTorch's)")
+    left.colorbar(scale, ax=maps, extend="max", label="points of accuracy lost against the best λ of the same α")
+
+    looks = {"L2": look("Adam") | {"linewidth": 2}, "decoupled": look("AdamW")}
+    for kind, accuracy in found.items():
+        lines.plot(learning_rates, accuracy.mean(axis=-1).max(axis=1), **looks[kind], label=f"{kind}, best λ")
+    lines.plot(learning_rates, none.mean(axis=-1), color="black", linestyle=":", label="without decay")
+    lines.set_title("What the best λ reaches", fontsize=12)
+    lines.set(xscale="log", xlabel="learning rate α", ylabel="test accuracy in %")
+    lines.set_xticks(learning_rates, [f"{rate:g}" for rate in learning_rates], rotation=45)
+    lines.minorticks_off()
+    lines.grid(alpha=0.3)
+    lines.legend(loc="lower center")
+    save(figure, args)
 
 
 def main() -> None:
     options = Options("Adam with L2 and with decoupled decay, over learning rates and decays.", "ablate_decay.png")
-    options.add_count("seeds", "runs per cell", 7, quick=2, least=2)
+    options.add_count("seeds", "runs per cell", 10, quick=2, least=2)
     options.add_count("epochs", "passes over the training set", 50, quick=3)
     args = options.parse()
-    learning_rates = LEARNING_RATES[::3] if args.quick else LEARNING_RATES
+    learning_rates = np.array(LEARNING_RATES[::3] if args.quick else LEARNING_RATES)
     a, b = l2(1e-3, 0.01), decoupled(1e-3, 0.01)
     print(f"Adam with L2\n{a}\n\nand with that link swapped\n{diff(a, b)}\n")
 
-    grid = {"learning_rate": learning_rates, "weight_decay": DECAYS, "seed": range(args.seeds)}
-    table = sweep(partial(train, data=digits(noise=0.2), epochs=args.epochs), grid, {"L2": l2, "decoupled": decoupled})
-
-    accuracy = {kind: table["accuracy"].sel(variant=kind).values for kind in ("L2", "decoupled")}
-    means = {kind: values.mean(axis=-1) for kind, values in accuracy.items()}
-    report(means, {k: v.std(axis=-1, ddof=1) / args.seeds**0.5 for k, v in accuracy.items()}, learning_rates)
-    moves = {kind: movement(values, learning_rates, DECAYS) for kind, values in accuracy.items()}
-    factors = " and ".join(f"×{at:.1f} ({low:.1f} to {high:.1f}) for {k}" for k, (at, low, high) in moves.items())
-    finding = f"Per tenfold learning rate, the best λ moves by {factors}"
-    draw(means, learning_rates, finding, args.out)
-    paper = 10 * moves["decoupled"]
-    if args.quick:
-        print("\nWhat follows is from a quick run, and means nothing.")
-    print(f"\n{finding} (95 % intervals, by drawing the {args.seeds} seeds anew).")
-    print(f"The AdamW paper's own decay is αλ; it moves by ×{paper[0]:.1f} ({paper[1]:.1f} to {paper[2]:.1f}).")
-    print(f"The picture is {args.out}")
+    found, none = {}, np.empty(0)
+    for kind, chain in {"L2": l2, "decoupled": decoupled}.items():
+        grid = {"learning_rate": learning_rates, "weight_decay": [0.0, *DECAYS[kind]], "seed": range(args.seeds)}
+        table = sweep(partial(train, data=digits(noise=0.2), epochs=args.epochs), grid, {kind: chain})
+        accuracy = table["accuracy"].sel(variant=kind).values
+        none, found[kind] = accuracy[:, 0], accuracy[:, 1:]  # without decay, the two chains are the same
+    ridges = {kind: ridge(none, accuracy, learning_rates, DECAYS[kind]) for kind, accuracy in found.items()}
+    report(none, found, ridges, learning_rates)
+    print("\nHow the best λ moves with the learning rate α (95 % intervals)")
+    for kind, found_ridge in ridges.items():
+        print(f"  {kind:<9}  {found_ridge.moves}")
+    paper = ridges["decoupled"]._replace(factor=10 * ridges["decoupled"].factor)
+    print(f"  decoupled, as the AdamW paper measures it (αλ)  {paper.moves}")
+    draw(none, found, ridges, learning_rates, args)
 
 
 if __name__ == "__main__":

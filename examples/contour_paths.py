@@ -6,7 +6,8 @@ Each optimizer gets the calmest learning rate that does the job: the lowest of 6
 closer than 0.2 to a minimum, or the one that brings it closest. All of these runs are one `sweep`. The other
 hyperparameters are the defaults.
 
-One sees a table, a picture with all paths, and the same as an animation (a GIF beside the picture). The valley is 40
+It prints a table and draws all paths, as a picture and as an animation (a GIF beside the picture). Where paths lie on
+top of each other, the lower ones are wider and show as borders. The valley is 40
 times as steep across as along it; the saddle is flat where the paths come in, and falls to a minimum on either side;
 Beale's function is a plateau with a bent valley and steep walls.
 """
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _looks import look
+from _looks import look, save
 from _options import Options
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -129,6 +130,7 @@ def report(found: dict[str, list[tuple[float, np.ndarray]]], steps: int) -> None
 
 
 def background(figure: Figure) -> list[Axes]:
+    """The surfaces, as contours."""
     panels = figure.subplots(1, len(SURFACES))
     for axes, surface in zip(panels, SURFACES):
         x, y = np.meshgrid(np.linspace(*surface.x, 300), np.linspace(*surface.y, 300))
@@ -140,12 +142,6 @@ def background(figure: Figure) -> list[Axes]:
         axes.plot(*surface.start, "o", color="white", markeredgecolor="black", markersize=9, zorder=5)
         axes.plot(*zip(*surface.minima), "*", color="gold", markeredgecolor="black", markersize=16, zorder=5)
         axes.set(title=surface.name, xlabel="x", ylabel="y", xlim=surface.x, ylim=surface.y)
-    names = [Line2D([], [], **look(name), label=name) for name in OPTIMIZERS]
-    names += [
-        Line2D([], [], linestyle="", marker="o", color="white", markeredgecolor="black", markersize=9, label="start"),
-        Line2D([], [], linestyle="", marker="*", color="gold", markeredgecolor="black", markersize=16, label="minimum"),
-    ]
-    figure.legend(handles=names, loc="outside lower center", ncols=6, handlelength=3.5, frameon=False)
     return list(panels)
 
 
@@ -175,19 +171,32 @@ def main() -> None:
     found = paths(args.steps)
     report(found, args.steps)
 
-    figure = Figure(figsize=(15, 5.8), dpi=130, layout="constrained")
+    figure = Figure(figsize=(15, 6.9), dpi=130, layout="constrained")
+    figure.suptitle(
+        f"Which way does each optimizer take in {args.steps} steps, at the lowest learning rate that gets it there?",
+        fontsize=14,
+    )
     lines = []
     for at, axes in enumerate(background(figure)):
         for i, name in enumerate(OPTIMIZERS):
-            path = found[name][at][1]
-            lines.append(
-                (axes.plot(*path.T, **look(name), markersize=5, linewidth=1.4, markevery=(i % 5, 10))[0], path)
-            )
-    figure.savefig(args.out)
+            rate, path = found[name][at]
+            looks = look(name) | {"markersize": 5, "markevery": (i % 5, 10)}
+            lines.append((axes.plot(*path.T, **looks, label=f"{name}, {rate:.2g}")[0], path))
+        axes.legend(
+            **{
+                "loc": "upper center",
+                "bbox_to_anchor": (0.5, -0.12),
+                "ncols": 2,
+                "handlelength": 3.5,
+                "frameon": False,
+            },
+            title="optimizer, its learning rate",
+        )
+    save(figure, args)
 
     animation = args.out.with_suffix(".gif")
     animate(figure, lines, args.steps, animation)
-    print(f"The picture is {args.out}, the animation {animation}")
+    print(f"The animation is {animation}")
 
 
 if __name__ == "__main__":

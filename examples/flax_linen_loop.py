@@ -1,7 +1,7 @@
-"""The smallest honest training loop with Flax Linen: jitted, with schedule, clipping, evaluation and checkpoints.
+"""A short but complete training loop with Flax Linen: jitted, with schedule, clipping, evaluation and checkpoints.
 
 Run it with `python examples/flax_linen_loop.py` after `pip install "linkax[examples]"`: it takes seconds. With
-`--checkpoints FOLDER` it keeps a checkpoint of the last epoch there, and goes on from it when it is run again. The
+`--checkpoints FOLDER` it keeps a checkpoint of the last epoch there, and resumes from it when it is run again. The
 result is the same to the last bit as without the interruption, because the state holds everything that a step depends
 on, and an epoch's order of the batches follows from its number.
 """
@@ -55,7 +55,7 @@ def train(data: Data, epochs: int, folder: Path, stop_after: int | None = None) 
         done = checkpoints.latest_step() or 0
         if done:
             state = checkpoints.restore(done, args=ocp.args.StandardRestore(state))
-            print(f"goes on after epoch {done}, from {folder}")
+            print(f"resumes after epoch {done}, from {folder}")
         print("epoch     loss  test accuracy in %  learning rate")
         for epoch in range(done, stop_after or epochs):
             losses = []

@@ -1,10 +1,10 @@
-"""A convolutional network is trained half-way in PyTorch, moved to Flax with its optimizer's state, and finished there.
+"""A convolutional network starts training in PyTorch and finishes in Flax, with its optimizer's state.
 
 Run it with `python examples/resume_from_torch.py` after `pip install "linkax[examples]" torch`: half a minute on two
 CPU cores. The network learns scikit-learn's handwritten digits with AdamW. After half of the epochs, weights and
-moments go through a file of PyTorch's to Flax, kernel by kernel in Flax's layout; then both go on, on the same batches.
+moments are moved through a PyTorch file to Flax, each kernel in Flax's layout; then both continue on the same batches.
 
-One sees how far apart the two continuations are, and a picture of their losses, on top of each other.
+It prints how far apart the two continuations are, and draws their losses, on top of each other.
 """
 
 import io
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _looks import log_scale, look
+from _looks import log_scale, look, save
 from _options import Options
 from _training import digits
 from flax import linen as nn
@@ -57,7 +57,7 @@ class TorchNet(torch.nn.Module):
 
 
 def main() -> None:
-    options = Options("Moves a half-trained PyTorch run to Flax, and goes on in both.", "resume_from_torch.png")
+    options = Options("Moves a half-trained PyTorch run to Flax, and continues in both.", "resume_from_torch.png")
     options.add_count("epochs", "passes over the training set, half of them before the move", 20, quick=2, least=2)
     args = options.parse()
     half = args.epochs // 2
@@ -84,7 +84,7 @@ def main() -> None:
     theirs = [torch_epoch(order) for order in tqdm(orders[:half], desc="PyTorch", unit="epoch")]
     file = io.BytesIO()  # a file on disk would do as well
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    theirs += [torch_epoch(order) for order in tqdm(orders[half:], desc="PyTorch goes on", unit="epoch")]
+    theirs += [torch_epoch(order) for order in tqdm(orders[half:], desc="PyTorch continues", unit="epoch")]
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
@@ -105,7 +105,7 @@ def main() -> None:
         return apply_updates(params, updates), state, value
 
     ours = []
-    for order in tqdm(orders[half:], desc="Flax goes on", unit="epoch"):
+    for order in tqdm(orders[half:], desc="Flax continues", unit="epoch"):
         losses = []
         for batch in order:
             params, state, value = step(params, state, images[batch], labels[batch])
@@ -116,8 +116,9 @@ def main() -> None:
     for epoch, (a, b) in enumerate(zip(theirs[half:], ours), start=half + 1):
         print(f"{epoch:5}  {a:9.6f}  {b:9.6f}")
     apart = max(abs(a - b) / a for a, b in zip(theirs[half:], ours))
-    title = f"The two continuations differ by {apart:.1e} of the loss at most: rounding in float32"
-    print(title)
+    answer = f"The two continuations differ by {apart:.1e} of the loss at most: rounding in float32"
+    print(answer)
+    title = f"Does a PyTorch run continue in Flax as it would have in PyTorch?\n{answer}"
 
     figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -130,8 +131,7 @@ def main() -> None:
     axes.set(xlabel="epoch", ylabel="training loss (cross-entropy in nats)", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(args.out)
-    print(f"The picture is {args.out}")
+    save(figure, args)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""Every example in a docstring or in the README runs and gives what it says; every public name is documented."""
+"""Every example in a docstring or on a page runs and gives what it says; every public name is documented."""
 
+import contextlib
 import doctest
 import importlib
 import inspect
+import io
 import pathlib
 import pkgutil
 import re
+import tomllib
 from typing import Any
 
 import pytest
 
+import linkax
 import linkax.chains
 import linkax.transforms
 
@@ -18,7 +22,7 @@ MODULES = [
     importlib.import_module(module.name)
     for package in PACKAGES
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-]
+] + [linkax]
 PUBLIC = {
     f"{package.__name__}.{name}": value
     for package in PACKAGES
@@ -26,7 +30,9 @@ PUBLIC = {
     if not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value))
 }
 FACTORIES = [name for name, value in PUBLIC.items() if inspect.isfunction(value) and hasattr(value, "__wrapped__")]
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -52,18 +58,43 @@ def test_factories_say_everything(name):
         assert f"\n    {argument}: " in text, argument
 
 
-def test_readme_examples(tmp_path, monkeypatch):
-    """The README's Python blocks, one after the other, as a reader would paste them; `>>>` ones are checked."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_run(page, tmp_path, monkeypatch):
+    """A page's Python blocks run one after the other, as a reader would paste them, and print what is below them."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 3
-    scope: dict[str, Any] = {}
-    for block in blocks:
-        if ">>>" in block:
-            runner = doctest.DocTestRunner()
-            test = doctest.DocTestParser().get_doctest(block, scope, "README", str(README), 0)
-            runner.run(test, clear_globs=False)
-            scope.update(test.globs)
-            assert runner.summarize(verbose=False).failed == 0
-        else:
-            exec(compile(block, str(README), "exec"), scope)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    for block, shown in re.findall(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", page.read_text("utf-8"), re.DOTALL):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, str(page), "exec"), scope)
+        if shown:
+            assert [line.rstrip() for line in printed.getvalue().splitlines()] == shown.splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    headings = {
+        other: {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in lines}
+        for other in PAGES
+        for lines in [re.findall(r"^#+ .*$", other.read_text("utf-8"), re.MULTILINE)]
+    }
+    for target, _, heading in re.findall(r"\]\(((?!https?:)[^)#]*)(#([^)]*))?\)", page.read_text("utf-8")):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        assert not heading or heading in headings[file], heading
+
+
+def test_readme_is_short():
+    assert len(README.read_text("utf-8").splitlines()) < 150
+
+
+def test_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert linkax.__version__ == project["version"]
+    assert f"version: {linkax.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_the_package_itself_has_what_chains_has():
+    for name, value in vars(linkax.chains).items():
+        if not name.startswith("_") and not inspect.ismodule(value):
+            assert getattr(linkax, name) is value

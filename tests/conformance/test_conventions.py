@@ -1,4 +1,4 @@
-"""Every line of CONVENTIONS.md, run: what a framework does, and the chain that does the same."""
+"""Every line of docs/conventions.md, run: what a framework does, and the chain that does the same."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ import linkax.transforms
 
 from .stream import STEPS, assert_same_path, gradients, parameters, walk
 
-PAGE = pathlib.Path(__file__).parents[2] / "CONVENTIONS.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conventions.md"
 # Its values are exact in float32, in which Optax and Keras compute schedules of an int32 count.
 BOUNDARIES, RATES = [100, 300], [0.125, 0.5, 0.25]
 
