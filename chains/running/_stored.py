@@ -40,6 +40,9 @@ class PositiveBlocks(NamedTuple):
 _CODES = {jnp.dtype(name) for name in ("int8", "uint8", "int4", "float8_e4m3fn")}
 """The dtypes of codes."""
 
+_OF_FORMAT = {"float8": ("float8_e4m3fn", "uint8"), "int8": ("int8", "uint8"), "int4": ("int4", "int4")}
+"""Those of each format, with a sign and without."""
+
 
 def _place_of(inner: optax.GradientTransformation, **_: Any) -> Place | None:
     places: set[Place | None] = {one.place for one in links_of("stored: inner", inner)}
@@ -255,7 +258,13 @@ def _opened(as_: Format, kept: Any) -> Any:
 
     def open_leaf(leaf: Any) -> Any:
         if _is_blocks(leaf):
-            return decode(as_, Blocks(*leaf), positive=isinstance(leaf, PositiveBlocks))
+            is_positive = isinstance(leaf, PositiveBlocks)
+            if leaf.codes.dtype.name != _OF_FORMAT.get(as_, ("", ""))[is_positive]:
+                raise ValueError(
+                    f"stored: state must be kept as {as_!r}, which has no codes of {leaf.codes.dtype.name} in a "
+                    f"{type(leaf).__name__}; linkax.chains.migrate makes the state of one chain into that of another"
+                )
+            return decode(as_, Blocks(*leaf), positive=is_positive)
         return leaf.astype(jnp.float32) if _is_half(as_, leaf) else leaf
 
     def open_all(kept: Any) -> Any:

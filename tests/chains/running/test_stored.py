@@ -439,6 +439,16 @@ def test_parameters_may_be_called_as_the_fields_of_blocks_are():
 
 
 @each_format
+@pytest.mark.parametrize("kept", ["float8", "int8", "int4"])
+def test_a_state_of_another_format_is_refused(as_, kept):
+    if as_ == kept:
+        return
+    params = some_params()
+    with pytest.raises(ValueError, match=rf"^stored: state must be kept as '{as_}', which has no codes of .*migrate"):
+        adam(state=as_).update(params, adam(state=kept).init(params), params)
+
+
+@each_format
 def test_to_and_from_pytorch(as_):
     group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
     names = {"body/w": "body.weight", "bias": "bias"}
