@@ -159,7 +159,7 @@ def float32_weights(
         leaves, structure = _low_leaves(by, params)
         kept = [None] * len(leaves)
         if by != "stochastic_rounding":
-            kept = structure.flatten_up_to(state.master if by == "master_copy" else state.lost)
+            kept = _kept_of(leaves, structure, state.master if by == "master_copy" else state.lost)
         full = [p if path is None else _full(by, jnp.asarray(p), own) for (path, p), own in zip(leaves, kept)]
         weights = structure.unflatten(full)
         updates, inner_state = held.update(widened(updates, weights), state.inner, weights, **extra_args)
@@ -227,6 +227,21 @@ def _low_leaves(by: By, params: Any) -> tuple[list[tuple[str | None, Any]], Any]
     if wrong:
         raise ValueError(f"precise_weights: params must be bfloat16, float16, or at least float32, got {listed(wrong)}")
     return found, structure
+
+
+def _kept_of(leaves: list[tuple[str | None, Any]], structure: Any, tree: Any) -> list[Any]:
+    """What is kept of each parameter; raises if that is nothing for one whose precision is low."""
+    try:
+        kept = structure.flatten_up_to(tree)
+    except (ValueError, TypeError):
+        kept = [None] * len(leaves)
+    lacking = [path or "the only one" for (path, _), own in zip(leaves, kept) if path is not None and own is None]
+    if lacking:
+        raise ValueError(
+            "precise_weights: state must be one for these parameters and keep something of each that is less precise "
+            f"than float32, got nothing of {listed(lacking)}; linkax.chains.migrate makes the state for others"
+        )
+    return kept
 
 
 def is_low(p: Any) -> bool:
