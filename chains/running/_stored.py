@@ -89,7 +89,9 @@ def stored(
 
     Second moments have codes without a sign in which no positive value becomes 0: they are divided by.
     A block is a whole row or column, along an axis that is not sharded if there is one, so that sharded parameters have
-    sharded moments; where all axes are sharded, a step finds the blocks' maxima with one all-reduce.
+    sharded moments; where all axes are sharded, a step finds the blocks' maxima with one all-reduce. `init` knows how
+    parameters are sharded, and also takes shapes with shardings, as for restoring a checkpoint; inside of `jax.jit` or
+    `jax.eval_shape` it knows only on a mesh with explicit axes, and may lay the blocks otherwise.
 
     A bfloat16 or one-byte number is too coarse for the small share that a step of a slow average moves it by. Rounded
     to the nearest, the average would stand still; so it is rounded up or down with the probability that makes the mean
