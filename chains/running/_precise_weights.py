@@ -51,7 +51,8 @@ def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *,
     The updates are float32, also of bfloat16 parameters, and lead exactly to the next ones by `optax.apply_updates`,
     which Flax's `TrainState` and `nnx.Optimizer` use. Nothing may come between. Optax's wrappers may stand around it or
     inside; those that want updates in the dtype of the gradients (`optax.apply_if_finite`, if these are bfloat16), and
-    `optax.inject_hyperparams`, which rounds numbers to the dtype of the parameters, belong inside.
+    `optax.inject_hyperparams`, which rounds numbers to the dtype of the parameters, belong inside. `optax.lookahead`
+    can be neither: it sets the parameters to averages of its own, and rounds these, so that small steps are lost again.
 
     If the parameters are not those that the last step has led to, because somebody has clipped or loaded some, the
     master copy takes over those that differ. Lost bits cannot tell; they then move a parameter by at most half the

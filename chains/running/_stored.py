@@ -97,6 +97,11 @@ def stored(
     to the nearest, the average would stand still; so it is rounded up or down with the probability that makes the mean
     right. The noise depends on the seed, the step and the value, and not on how arrays are sharded.
 
+    A block with a number above 2¹²⁶ (in a second moment, after a gradient of 1e19) becomes NaN as a whole.
+
+    To `jax.grad`, what is kept is a constant: a derivative by a hyperparameter sees what that does in each step, and
+    not what it has done to the moments before.
+
     Args:
         inner: The link whose state is kept so, or a chain, a group of links, or a whole optimizer.
         as_: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`.
