@@ -73,7 +73,8 @@ def encode(
         rounding: `"stochastic"`, to one of the two next levels so that the mean is x, or `"nearest"`. An average that
             moves by less than half of the levels' distance in each step stands still when rounded to the nearest.
         before: What was kept until now, whose blocks lie along the same axis. Without it an axis is chosen: one along
-            which the array is not sharded, if JAX can tell, and then the shortest that is not too short.
+            which the array is not sharded, if JAX can tell (of what is traced, only on a mesh with explicit axes), and
+            then the shortest that is not too short.
         scales: The blocks' scales, if they have been computed already (`block_scales`).
 
     Returns:
@@ -158,10 +159,10 @@ def _axis(x: jax.Array) -> int:
 
 
 def _local_shape(x: jax.Array) -> tuple[int, ...]:
-    """The shape of one device's part of an array, as far as JAX knows; the whole shape for what is traced."""
-    if isinstance(x, jax.core.Tracer) or not hasattr(x, "sharding"):
-        return x.shape
-    return x.sharding.shard_shape(x.shape)
+    """The shape of one device's part of an array, as far as JAX knows: of what is traced, along explicit axes alone."""
+    if isinstance(x, jax.core.Tracer):
+        return jax.typeof(x).sharding.shard_shape(x.shape)
+    return x.sharding.shard_shape(x.shape) if hasattr(x, "sharding") else x.shape
 
 
 def _axis_of(kept: Blocks) -> int:

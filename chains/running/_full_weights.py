@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from linkax.transforms import Weights
-from linkax.transforms._leaves import check_leaves, dtype_of
+from linkax.transforms._leaves import check_leaves, dtype_of, shape_of
+from linkax.transforms._trees import path_text
 
 from ..algebra._paths import words
 from ..algebra._structure import StateArray, state_arrays, with_arrays
@@ -27,7 +28,7 @@ def full_weights(tx: optax.GradientTransformation, state: Any, params: Any) -> A
         chain without `precise_weights`, stochastic rounding), it is the parameter, widened.
 
     Raises:
-        ValueError: If `state` is not a state of `tx`.
+        ValueError: If `state` is not a state of `tx`, or not for parameters of these shapes and dtypes.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -45,6 +46,12 @@ def full_weights(tx: optax.GradientTransformation, state: Any, params: Any) -> A
     def full(path: Any, p: Any) -> Any:
         array, field = kept.get(words(path), (None, None))
         if array is not None and field is not None:
+            if dtype_of(p) not in LOW or shape_of(p) != shape_of(array.value):
+                raise ValueError(
+                    "full_weights: params must be those of the state, which has a bfloat16 or float16 array of shape "
+                    f"{shape_of(array.value)} there, got {path_text(path) or 'one'} of dtype {dtype_of(p)} and shape "
+                    f"{shape_of(p)}"
+                )
             return field.full(jnp.asarray(p), array.value)
         return widen(jnp.asarray(p)) if dtype_of(p) in LOW else p
 
@@ -68,7 +75,7 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
 
     Raises:
         ValueError: If `state` is not a state of `tx`, or `weights` has another tree or other shapes than `params`.
-        TypeError: If a weight is no floating-point array.
+        TypeError: If a weight is no floating-point array, and its parameter is one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -87,6 +94,11 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
 
     def set_one(path: Any, p: Any, weight: Any) -> Any:
         p = jnp.asarray(p)
+        if jnp.issubdtype(p.dtype, jnp.inexact) and not jnp.issubdtype(dtype_of(weight), jnp.inexact):
+            raise TypeError(
+                "with_full_weights: weights must be floating-point where the parameters are, got "
+                f"{path_text(path) or 'one'} of dtype {dtype_of(weight)}"
+            )
         array, field = kept.get(words(path), (None, None))
         if p.dtype not in LOW:
             return jnp.asarray(weight, p.dtype)

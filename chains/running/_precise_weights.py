@@ -51,7 +51,8 @@ def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *,
     The updates are float32, also of bfloat16 parameters, and lead exactly to the next ones by `optax.apply_updates`,
     which Flax's `TrainState` and `nnx.Optimizer` use. Nothing may come between. Optax's wrappers may stand around it or
     inside; those that want updates in the dtype of the gradients (`optax.apply_if_finite`, if these are bfloat16), and
-    `optax.inject_hyperparams`, which rounds numbers to the dtype of the parameters, belong inside.
+    `optax.inject_hyperparams`, which rounds numbers to the dtype of the parameters, belong inside. `optax.lookahead`
+    can be neither: it sets the parameters to averages of its own, and rounds these, so that small steps are lost again.
 
     If the parameters are not those that the last step has led to, because somebody has clipped or loaded some, the
     master copy takes over those that differ. Lost bits cannot tell; they then move a parameter by at most half the
@@ -159,7 +160,7 @@ def float32_weights(
         leaves, structure = _low_leaves(by, params)
         kept = [None] * len(leaves)
         if by != "stochastic_rounding":
-            kept = structure.flatten_up_to(state.master if by == "master_copy" else state.lost)
+            kept = _kept_of(leaves, structure, state.master if by == "master_copy" else state.lost)
         full = [p if path is None else _full(by, jnp.asarray(p), own) for (path, p), own in zip(leaves, kept)]
         weights = structure.unflatten(full)
         updates, inner_state = held.update(widened(updates, weights), state.inner, weights, **extra_args)
@@ -227,6 +228,21 @@ def _low_leaves(by: By, params: Any) -> tuple[list[tuple[str | None, Any]], Any]
     if wrong:
         raise ValueError(f"precise_weights: params must be bfloat16, float16, or at least float32, got {listed(wrong)}")
     return found, structure
+
+
+def _kept_of(leaves: list[tuple[str | None, Any]], structure: Any, tree: Any) -> list[Any]:
+    """What is kept of each parameter; raises if that is nothing for one whose precision is low."""
+    try:
+        kept = structure.flatten_up_to(tree)
+    except (ValueError, TypeError):
+        kept = [None] * len(leaves)
+    lacking = [path or "the only one" for (path, _), own in zip(leaves, kept) if path is not None and own is None]
+    if lacking:
+        raise ValueError(
+            "precise_weights: state must be one for these parameters and keep something of each that is less precise "
+            f"than float32, got nothing of {listed(lacking)}; linkax.chains.migrate makes the state for others"
+        )
+    return kept
 
 
 def is_low(p: Any) -> bool:

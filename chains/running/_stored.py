@@ -1,6 +1,7 @@
 """Optimizer state in fewer bits: kept so between the steps, and float32 within them."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -36,6 +37,13 @@ class PositiveBlocks(NamedTuple):
     scales: jax.Array
 
 
+_CODES = {jnp.dtype(name) for name in ("int8", "uint8", "int4", "float8_e4m3fn")}
+"""The dtypes of codes."""
+
+_OF_FORMAT = {"float8": ("float8_e4m3fn", "uint8"), "int8": ("int8", "uint8"), "int4": ("int4", "int4")}
+"""Those of each format, with a sign and without."""
+
+
 def _place_of(inner: optax.GradientTransformation, **_: Any) -> Place | None:
     places: set[Place | None] = {one.place for one in links_of("stored: inner", inner)}
     if places == {"moment", None}:
@@ -43,8 +51,11 @@ def _place_of(inner: optax.GradientTransformation, **_: Any) -> Place | None:
     return places.pop() if len(places) == 1 else None
 
 
-def _view(as_: Format, **_: Any) -> View:
-    return View(functools.partial(_opened, as_), functools.partial(_closed, as_))
+def _view(inner: optax.GradientTransformation, as_: Format, **_: Any) -> View:
+    def close(state: Any, opened: Any, kept: Any) -> Any:
+        return _closed(as_, state, opened, _with_blocks(inner, kept))
+
+    return View(lambda kept: _opened(as_, _with_blocks(inner, kept)), close)
 
 
 @link(
@@ -78,11 +89,18 @@ def stored(
 
     Second moments have codes without a sign in which no positive value becomes 0: they are divided by.
     A block is a whole row or column, along an axis that is not sharded if there is one, so that sharded parameters have
-    sharded moments; where all axes are sharded, a step finds the blocks' maxima with one all-reduce.
+    sharded moments; where all axes are sharded, a step finds the blocks' maxima with one all-reduce. `init` knows how
+    parameters are sharded, and also takes shapes with shardings, as for restoring a checkpoint; inside of `jax.jit` or
+    `jax.eval_shape` it knows only on a mesh with explicit axes, and may lay the blocks otherwise.
 
     A bfloat16 or one-byte number is too coarse for the small share that a step of a slow average moves it by. Rounded
     to the nearest, the average would stand still; so it is rounded up or down with the probability that makes the mean
     right. The noise depends on the seed, the step and the value, and not on how arrays are sharded.
+
+    A block with a number above 2¹²⁶ (in a second moment, after a gradient of 1e19) becomes NaN as a whole.
+
+    To `jax.grad`, what is kept is a constant: a derivative by a hyperparameter sees what that does in each step, and
+    not what it has done to the moments before.
 
     Args:
         inner: The link whose state is kept so, or a chain, a group of links, or a whole optimizer.
@@ -149,9 +167,10 @@ def stored(
         return StoredState(jnp.zeros((), jnp.int32), state)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, StoredState]:
-        updates, new = held.update(updates, _opened(as_, state.inner), params, **extra_args)
+        kept = _with_blocks(inner, state.inner)
+        updates, new = held.update(updates, _opened(as_, kept), params, **extra_args)
         noise = seed_of(seed, state.count) if rounding == "stochastic" else None
-        return updates, StoredState(increment(state.count), _kept(as_, new, state.inner, noise))
+        return updates, StoredState(increment(state.count), _kept(as_, new, kept, noise))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -184,14 +203,6 @@ def _first_kept(
 ) -> Any:
     """The state as it is kept from the beginning; `wanted` says of which parameters, by the words of their paths."""
 
-    def keep(site: Site, own: Any) -> Any:
-        for path, field in site.link.fields.items():
-            if isinstance(field, Moment) and _is_rounded(field):
-                blocks = Blocks if field.has_sign else PositiveBlocks
-                tree = jax.tree_util.tree_map_with_path(functools.partial(keep_leaf, blocks), get_at(own, path))
-                own = put_at(own, path, tree)
-        return own
-
     def keep_leaf(blocks: Any, path: Any, leaf: Any) -> Any:
         if (
             not wanted.get(words(path), True)
@@ -202,7 +213,47 @@ def _first_kept(
             return leaf
         return _encoded(as_, leaf, blocks, None)
 
-    return map_states(keep, "stored: inner", inner, state)
+    return _map_rounded(keep_leaf, inner, state)
+
+
+def _map_rounded(
+    fn: Callable[[Any, Any, Any], Any],
+    inner: optax.GradientTransformation,
+    state: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """The state with `fn(blocks, path, leaf)` for each leaf of a moment that may be rounded; `blocks` suit its sign."""
+
+    def visit(site: Site, own: Any) -> Any:
+        for path, field in site.link.fields.items():
+            if isinstance(field, Moment) and _is_rounded(field):
+                one = functools.partial(fn, Blocks if field.has_sign else PositiveBlocks)
+                tree = jax.tree_util.tree_map_with_path(one, get_at(own, path), is_leaf=is_leaf)
+                own = put_at(own, path, tree)
+        return own
+
+    return map_states(visit, "stored: inner", inner, state)
+
+
+def _with_blocks(inner: optax.GradientTransformation, kept: Any) -> Any:
+    """The state with `Blocks` again where Flax's `nnx.Optimizer` has made mappings of them.
+
+    It does so after its first step with every named tuple inside of a variable, and only its fields' names remain.
+    """
+    if not any(map(_is_mapping, jax.tree.leaves(kept, is_leaf=_is_mapping))):
+        return kept
+
+    def name(blocks: Any, _path: Any, leaf: Any) -> Any:
+        return blocks(leaf["codes"], leaf["scales"]) if _is_mapping(leaf) else leaf
+
+    return _map_rounded(name, inner, kept, is_leaf=_is_mapping)
+
+
+def _is_mapping(leaf: Any) -> bool:
+    """Whether it is what is left of blocks, and not a tree of parameters of these names, whose moments are floats."""
+    if not isinstance(leaf, Mapping) or set(leaf) != set(Blocks._fields):
+        return False
+    return getattr(leaf["codes"], "dtype", None) in _CODES
 
 
 def _is_blocks(leaf: Any) -> bool:
@@ -214,7 +265,13 @@ def _opened(as_: Format, kept: Any) -> Any:
 
     def open_leaf(leaf: Any) -> Any:
         if _is_blocks(leaf):
-            return decode(as_, Blocks(*leaf), positive=isinstance(leaf, PositiveBlocks))
+            is_positive = isinstance(leaf, PositiveBlocks)
+            if leaf.codes.dtype.name != _OF_FORMAT.get(as_, ("", ""))[is_positive]:
+                raise ValueError(
+                    f"stored: state must be kept as {as_!r}, which has no codes of {leaf.codes.dtype.name} in a "
+                    f"{type(leaf).__name__}; linkax.chains.migrate makes the state of one chain into that of another"
+                )
+            return decode(as_, Blocks(*leaf), positive=is_positive)
         return leaf.astype(jnp.float32) if _is_half(as_, leaf) else leaf
 
     def open_all(kept: Any) -> Any:

@@ -82,11 +82,16 @@ def stored_results(as_: Format, spec: PartitionSpec) -> dict[str, Any]:
     expected, _ = step(*step(whole, tx.init(whole)))
     kept = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == whole.shape]
     text = step.lower(after, state).compile().as_text()
+    explicit = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit, AxisType.Explicit))
+    with jax.set_mesh(explicit):
+        placed = jax.device_put(whole, NamedSharding(explicit, spec))
+        inits = [jax.tree.map(jnp.shape, init(placed)) for init in (tx.init, jax.jit(tx.init))]
     sent = {word for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all") if f" {word}(" in text}
     return {
         "lies_like_the_parameter": all(leaf.sharding.is_equivalent_to(lies, 2) for leaf in (after, *kept)),
         "is_kept_in_fewer_bits": all(leaf.dtype != jnp.float32 for leaf in kept),
         "sends": sorted(sent),
+        "jitted_init_explicit": inits[0] == inits[1],
         "difference": float(jnp.abs(jax.device_get(after) - expected).max()),
     }
 

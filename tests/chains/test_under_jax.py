@@ -451,6 +451,7 @@ def test_state_in_fewer_bits_lies_where_the_parameters_lie(as_, split, sharded):
     found = sharded[f"{as_} {split}"]
     assert found["lies_like_the_parameter"]
     assert found["is_kept_in_fewer_bits"]
+    assert found["jitted_init_explicit"]
     # Blocks lie along an axis that is not split; where both are, their maxima are found together.
     assert found["sends"] == (["all-reduce"] if split == "both" and as_ != "bfloat16" else [])
     # The same arithmetic compiled otherwise; a value that is rounded otherwise now and then changes a code, which

@@ -702,6 +702,28 @@ def test_weights_that_do_not_fit_are_refused():
         with_full_weights(tx, tx.init(params), params, {"v": params["w"]})
 
 
+@each_exact_way
+def test_parameters_of_another_precision_than_the_states_are_refused(by):
+    """Somebody casts the parameters in mid-run, and forgets about the state."""
+    tx, low, full = precise_weights(momentum(0.1), by), {"w": jnp.ones(4, jnp.bfloat16)}, {"w": jnp.ones(4)}
+    with pytest.raises(
+        ValueError, match="precise_weights: state must be one for these parameters.* nothing of w; .*migr"
+    ):
+        tx.update(low, tx.init(full), low)
+    with pytest.raises(
+        ValueError, match="precise_weights: state must be one for these parameters.* nothing of v; .*migr"
+    ):
+        tx.update({"v": low["w"]}, tx.init(low), {"v": low["w"]})
+    with pytest.raises(ValueError, match="full_weights: params must be those of the state.* got w of dtype float32"):
+        full_weights(tx, tx.init(low), full)
+    with pytest.raises(
+        ValueError, match=r"full_weights: params must be those of the state.* shape \(4,\) there, got w .*\(5,\)"
+    ):
+        full_weights(tx, tx.init(low), {"w": jnp.ones(5, jnp.bfloat16)})
+    with pytest.raises(TypeError, match="with_full_weights: weights must be floating-point .* got w of dtype int32"):
+        with_full_weights(tx, tx.init(low), low, {"w": jnp.arange(4)})
+
+
 def test_without_it_full_weights_are_the_parameters():
     params = some_params()
     for tx in (momentum(), precise_weights(momentum(), "stochastic_rounding")):

@@ -25,6 +25,7 @@ from linkax.chains import (
     diff,
     live,
     migrate,
+    migrate_nnx,
     nadam,
     param_groups,
     rmsprop,
@@ -398,6 +399,53 @@ def test_in_flax():
     before = model.kernel[...]
     optimizer.update(model, gradients)
     assert not np.array_equal(before, model.kernel[...])
+
+
+@each_format
+def test_many_steps_of_an_nnx_optimizer(as_):
+    """After the first one, NNX has mappings in the place of `Blocks`, of which migrate must know, too."""
+    model, tx = nnx.Linear(64, 128, rngs=nnx.Rngs(0)), adamw(1e-2, state=as_)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    params = {"bias": model.bias[...], "kernel": model.kernel[...]}
+    state = tx.init(params)
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.state(model, nnx.Param))
+
+    @jax.jit
+    def plain_step(params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(3):
+        step(model, optimizer)
+        params, state = plain_step(params, state)
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
+    found = migrate_nnx(optimizer, adamw(1e-2), model)
+    assert found.dropped == ["stored.count"]
+    expected = migrate(tx, state, adamw(1e-2), params).state
+    chex.assert_trees_all_equal(jax.tree.leaves(nnx.as_pure(optimizer.opt_state)), jax.tree.leaves(expected))
+    step(model, optimizer)
+
+
+def test_parameters_may_be_called_as_the_fields_of_blocks_are():
+    params = {"codes": jnp.ones((64, 128)), "scales": jnp.ones(8)}
+    tx = adam(1e-2, state="int4")
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = tx.update(params, state, params)
+    assert isinstance(state[0].inner.second[0].nu["codes"], PositiveBlocks)
+
+
+@each_format
+@pytest.mark.parametrize("kept", ["float8", "int8", "int4"])
+def test_a_state_of_another_format_is_refused(as_, kept):
+    if as_ == kept:
+        return
+    params = some_params()
+    with pytest.raises(ValueError, match=rf"^stored: state must be kept as '{as_}', which has no codes of .*migrate"):
+        adam(state=as_).update(params, adam(state=kept).init(params), params)
 
 
 @each_format
