@@ -28,7 +28,11 @@ class ScaleByPastRmsState(NamedTuple):
 @link(
     "moment",
     is_leafwise=True,
-    state={"mean_square_step": Moment("mean square of step of {}", power=0, torch="acc_delta", is_nonnegative=True)},
+    state={
+        "mean_square_step": Moment(
+            "mean square of step of {}", power=0, torch="acc_delta", is_nonnegative=True, is_fed_back=True
+        )
+    },
     out="step of {}",
     knobs={"decay": "decay"},
 )

@@ -358,6 +358,8 @@ _LEAVES: dict[str, Anatomy] = {
     "scale_by_adadelta": _leaf(
         "step of direction of {}",
         e_g=_square_avg("second alone"),
-        e_x=Moment("mean square of step of direction of {}", power=0, torch="acc_delta", is_nonnegative=True),
+        e_x=Moment(
+            "mean square of step of direction of {}", power=0, torch="acc_delta", is_nonnegative=True, is_fed_back=True
+        ),
     ),
 }

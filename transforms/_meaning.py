@@ -30,6 +30,7 @@ class Moment:
         is_nonnegative: Whether none of its values is ever below 0, if that does not follow from `power`.
         is_subtracted: Whether it is subtracted from another moment of about its size, or that from it, so that all of
             its digits count.
+        is_fed_back: Whether what it scales goes into it, so that the noise of what comes in grows from step to step.
 
     Example:
         >>> from linkax.transforms import Moment
@@ -46,6 +47,7 @@ class Moment:
     slot: str = ""
     is_nonnegative: bool = False
     is_subtracted: bool = False
+    is_fed_back: bool = False
 
     @property
     def has_sign(self) -> bool:

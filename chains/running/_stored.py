@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -118,8 +118,9 @@ def stored(
         be kept in bfloat16, and else stays in float32.)
 
     Raises:
-        ValueError: If `as_` or `rounding` is none of these, `min_size` or `seed` is negative; in `init`, if nothing
-            inside is a moment: `@link(..., state=...)` declares what a link's state means.
+        ValueError: If `as_` or `rounding` is none of these, `min_size` or `seed` is negative, or Adadelta is to be kept
+            in four bits, whose noise its steps would add up; in `init`, if nothing inside is a moment:
+            `@link(..., state=...)` declares what a link's state means.
         TypeError: If `inner` is not a transformation; for row-sparse gradients, whose rows it would round each time.
 
     Differences:
@@ -153,6 +154,11 @@ def stored(
         raise ValueError(
             f"stored: inner must not hold another link that keeps its state in a form of its own, got {coded[0]}"
         )
+    if as_ == "int4" and any(moment.is_fed_back for moment in _moments(*links)):
+        raise ValueError(
+            "stored: as_ must be 'bfloat16', 'float8' or 'int8' around Adadelta (scale_by_past_rms), whose steps would "
+            "add up the noise of four bits, got 'int4'"
+        )
     held = wide_inside(inner)
 
     def init(params: Any) -> StoredState:
@@ -185,16 +191,16 @@ def stored_moments(tx: _T, as_: Format | None) -> _T | Chain:
     return chain(*(stored(one, as_) if _moments(one) else one for one in links_of("stored", tx)))
 
 
-def _moments(*links: Link) -> list[Field]:
+def _moments(*links: Link) -> list[Moment]:
     """What the links, those inside them, and those that they are abbreviations for, gather that may be rounded."""
     found = []
     for part in parts(links):
-        found += [field for field in part.link.fields.values() if _is_rounded(field)]
+        found += filter(_is_rounded, part.link.fields.values())
         found += [] if part.link.definition is None else _moments(*part.link.definition.links)
     return found
 
 
-def _is_rounded(field: Field) -> bool:
+def _is_rounded(field: Field) -> TypeGuard[Moment]:
     return isinstance(field, Moment) and not field.is_subtracted
 
 
@@ -226,7 +232,7 @@ def _map_rounded(
 
     def visit(site: Site, own: Any) -> Any:
         for path, field in site.link.fields.items():
-            if isinstance(field, Moment) and _is_rounded(field):
+            if _is_rounded(field):
                 one = functools.partial(fn, Blocks if field.has_sign else PositiveBlocks)
                 tree = jax.tree_util.tree_map_with_path(one, get_at(own, path), is_leaf=is_leaf)
                 own = put_at(own, path, tree)
