@@ -112,7 +112,7 @@ def sweep(
     functions = _functions(run, axes, variants)
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
-            raise ValueError(f"sweep: {name} must be a whole number of at least 1 or None, got {count!r}")
+            raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
     path = None if file is None else pathlib.Path(file)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")

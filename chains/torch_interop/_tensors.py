@@ -101,14 +101,14 @@ def as_steps(what: str, value: Any, problems: list[str]) -> int | None:
     if number is None:
         return None
     if number < 0 or number > LAST_STEP or number != int(number):
-        problems.append(f"{what} must be a whole number of steps from 0 to {LAST_STEP}, got {number:.12g}")
+        problems.append(f"{what} must be an integer number of steps from 0 to {LAST_STEP}, got {number:.12g}")
         return None
     return int(number)
 
 
 def checked_steps(steps: Any, problems: list[str]) -> int | None:
-    """The argument, if it is a whole number."""
+    """The argument, if it is an integer."""
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        problems.append(f"steps must be a whole number, got {steps!r}")
+        problems.append(f"steps must be an integer, got {steps!r}")
         return None
     return as_steps("steps", steps, problems)

@@ -74,7 +74,7 @@ def test_everything_that_is_wrong_with_the_dictionary_is_listed_with_its_values(
     text = problems_of(file)
     assert "must have a dictionary of names and tensors for 1" in text
     assert "group 1 must have a list" in text
-    assert "step of the state's entry 0 must be a whole number of steps" in text
+    assert "step of the state's entry 0 must be an integer number of steps" in text
 
 
 # Names.
@@ -137,12 +137,12 @@ def test_an_order_that_is_not_the_files():
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        (-1, "must be a whole number of steps from 0 to 2147483647, got -1"),
-        (2.5, "must be a whole number of steps from 0 to 2147483647, got 2.5"),
+        (-1, "must be an integer number of steps from 0 to 2147483647, got -1"),
+        (2.5, "must be an integer number of steps from 0 to 2147483647, got 2.5"),
         (np.nan, "must be a finite number, got nan"),
         (np.inf, "must be a finite number, got inf"),
         (np.float32(-np.inf), "must be a finite number, got -inf"),
-        (2**31, "must be a whole number of steps from 0 to 2147483647, got 2147483648"),
+        (2**31, "must be an integer number of steps from 0 to 2147483647, got 2147483648"),
         (10**40, "step of fc.weight must be"),
         ("seven", "must be a number, got 'seven'"),
         ("7", "must be a number, got '7'"),
@@ -172,9 +172,9 @@ def test_steps_in_any_form_that_is_clear(step):
 @pytest.mark.parametrize("steps", [-1, 2.0, 2**31, "7", True, np.nan, [7]])
 def test_the_argument_steps_is_checked_with_everything_else(steps):
     text = problems_of(broken(lambda file: file["state"][0].pop("exp_avg")), steps=steps)
-    assert "steps must be a whole number" in text
+    assert "steps must be an integer" in text
     assert "the state of fc.weight has no exp_avg" in text
-    with pytest.raises(ValueError, match="steps must be a whole number"):
+    with pytest.raises(ValueError, match="steps must be an integer"):
         export_state(TX, params(), TX.init(params()), torch_file("AdamW"), steps=steps)
 
 
@@ -322,8 +322,8 @@ def test_every_problem_is_in_one_error_and_nothing_is_half_loaded():
     before = copy.deepcopy(file)
     text = problems_of(file, steps="many", layouts={"params/nowhere": 1})
     for problem in (
-        "steps must be a whole number, got 'many'",
-        "step of fc.weight must be a whole number of steps",
+        "steps must be an integer, got 'many'",
+        "step of fc.weight must be an integer number of steps",
         "exp_avg of fc.weight must be finite, got 6 of 6",
         "exp_avg_sq of fc.bias must not be negative",
         "the state of fc.bias has extra, for which the chain has no place",
