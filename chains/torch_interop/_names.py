@@ -125,7 +125,9 @@ def torch_params(
                 layout = layout or default_layout(path, shapes[path])
                 is_complex = np.iscomplexobj(leaf)
                 found[words(keys)] = TorchParam(path, name, group_of[name], layout, shapes[path], is_complex)
-    problems += [f"layouts has one for {one}, which is not a parameter" for one in unused_layouts(layouts, [*shapes])]
+    problems += [
+        f"layouts has one for {one}, which is not a parameter" for one in unused_layouts(layouts, list(shapes))
+    ]
     problems += [f"PyTorch has {name}, but no parameter has that name" for name in group_of if name not in seen]
     for warning in untold_siblings(shapes, given) if not problems else ():
         warnings.warn(warning, stacklevel=3)

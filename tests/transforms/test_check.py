@@ -181,7 +181,7 @@ WRONG_SCHEDULES = {
     "a factory with several arguments": (
         optax.cosine_decay_schedule,
         TypeError,
-        "got cosine_decay_schedule, which takes init_value, decay_steps, alpha, exponent, and not the step count "
+        "got cosine_decay_schedule, which takes init_value, decay_steps, alpha, exponent instead of the step count "
         r"alone; call it: cosine_decay_schedule\(...\)$",
     ),
     "a factory with one": (

@@ -307,7 +307,7 @@ def test_a_schedule_is_no_value():
 
 def test_a_state_of_another_optimizer_is_named():
     tx = live(adam())
-    with pytest.raises(ValueError, match=r"Live.update: state must be .*linkax.chains.migrate makes the state"):
+    with pytest.raises(ValueError, match=r"Live.update: state must be .*linkax.chains.migrate converts the state"):
         tx.update(GRADS, adam().init(PARAMS), PARAMS)
 
 

@@ -205,7 +205,9 @@ def test_pytorchs_dampening_whose_first_step_is_not_dampened_has_no_factor():
     _, state = walk(old, old.init(params), params)
     migration = migrate(old, state, sgd(SCHEDULE, momentum=0.9, weight_decay=0.1), params, restart=True)
     assert migration.converted == []
-    assert any("weighted with has changed" in note for note in migrate(old, state, new, params, restart=True).notes)
+    assert any(
+        "the weight of a new value has changed" in note for note in migrate(old, state, new, params, restart=True).notes
+    )
 
 
 def test_averages_of_another_memory_keep_their_size():
@@ -292,7 +294,7 @@ def test_nothing_in_common_is_an_error():
     for old, new in ((adagrad(), adam()), (adam(), sgd(0.1, momentum=0.9)), (sgd(0.1, momentum=0.9), adagrad())):
         params, state = walk(old, old.init(params), params)
         with pytest.raises(
-            ValueError, match=r"migrate: old_tx and new_tx must have a moment in common, or restart=True"
+            ValueError, match=r"migrate: old_tx and new_tx must have a moment in common, or pass restart=True"
         ):
             migrate(old, state, new, params)
         chex.assert_trees_all_equal(migrate(old, state, new, params, restart=True).state, new.init(params))

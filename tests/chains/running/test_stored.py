@@ -462,7 +462,7 @@ def test_refused_elsewhere():
         adamw(state="int7")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="^param_groups: state must be 'bfloat16' or"):
         param_groups({"a": adamw()}, "a", state="int7")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^stored: inner must not hold another link that keeps"):
+    with pytest.raises(ValueError, match="^stored: inner must not hold another link that stores"):
         stored(adamw(state="int8"), "int4")
     table = jnp.ones((64, 128))
     tx, rows = adagrad(state="int8"), row_gradient(table, jnp.array([0]), jnp.ones((1, 128)))
