@@ -98,10 +98,10 @@ def row(name: str, seconds: np.ndarray) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times what comes before the first step: linkax and Optax.")
+    parser = argparse.ArgumentParser(description="Times everything before the first step: linkax and Optax.")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME")
     parser.add_argument("--tree", nargs="+", choices=trees(True), default=list(trees(True)), metavar="NAME")
-    parser.add_argument("--rounds", type=int, help="how often each is measured (default: 7)")
+    parser.add_argument("--rounds", type=int, help="how many times each is measured (default: 7)")
     parser.add_argument("--quick", action="store_true", help="few leaves and one round")
     parser.add_argument("--check", type=float, metavar="RATIO", help="fail if a total is more than RATIO times Optax's")
     add_save(parser)

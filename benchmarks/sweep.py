@@ -259,7 +259,7 @@ def compare(results: dict[str, Result]) -> list[str]:
     lines = [f"{'':<18}  {'seconds':>7}  {'compiling':>9}  {'/ linkax':>8}  {'without':>7}  {'MiB':>5}  {'before':>6}"]
     for name, it in results.items():
         pairs = list(zip(it.accuracies, first.accuracies))
-        kinds = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]  # of decay: one of them wrong must not hide
+        kinds = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]  # of decay: neither must hide the other
         apart = max(statistics.median(abs(a - b) for a, b in kind) for kind in kinds)
         if apart > AGREEMENT:
             sys.exit(f"{name} is {apart:.2f} percentage points away from linkax: it does not train the same thing")

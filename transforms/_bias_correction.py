@@ -42,7 +42,7 @@ def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> opt
     """Divides its input by 1 − decay^t, with t counting the steps from 1.
 
     After t steps an exponential average that started from zero has accumulated the weight 1 − decay^t; dividing by it
-    makes it a true average from the first step on. The same link serves the first and the second moment.
+    makes it a true average from the first step on. The same link works for the first and the second moment.
 
     The link stores the weight and adds (1 − weight) · (1 − decay) to it at every step. Nothing cancels, whereas the
     direct formula is wrong by 1e-5 in float32 at decay = 0.999. If the decay changes, by a schedule or by hand, the

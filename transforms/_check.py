@@ -247,7 +247,7 @@ def _check_schedule(what: str, schedule: Schedule, interval: Interval) -> None:
     except TypeError:
         arguments = ", ".join(inspect.signature(schedule).parameters) or "nothing"
         raise TypeError(f"{refusal}, which takes {arguments} instead of the step count alone{hint}") from None
-    except ValueError:  # a built-in function that does not say what it takes
+    except ValueError:  # a built-in function without a signature
         pass
     try:
         first = _first(schedule)
@@ -278,6 +278,6 @@ def _first(schedule: Schedule) -> Any:
 
     try:
         jax.eval_shape(note, jax.ShapeDtypeStruct((), dtype))
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python decides on the count
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python branches on the count
         return schedule(np.zeros((), dtype))
     return found[0]

@@ -233,12 +233,12 @@ def _int4_level(code: jax.Array, positive: bool) -> jax.Array:
 
 
 def _from_exponent(exponent: jax.Array) -> jax.Array:
-    """2 to the power of an exponent as float32 has it, 127 for 2⁰."""
+    """2 to the power of a biased float32 exponent: 127 for 2⁰."""
     return jax.lax.bitcast_convert_type(exponent << 23, jnp.float32)
 
 
 _LOWEST = 96 << 3
-"""The exponent and the first three bits of the mantissa of 2⁻³¹, as float32 has them: code 0 without a sign."""
+"""The exponent and the first three bits of the mantissa of 2⁻³¹ in float32: the unsigned code 0."""
 
 
 def _float8_code(share: jax.Array, noise: jax.Array | None, positive: bool) -> jax.Array:

@@ -1,4 +1,4 @@
-"""When two hyperparameters are the same, so that links built alike compare and hash alike.
+"""When two hyperparameters are the same, so that links built in the same way compare and hash equal.
 
 A chain may be a key in a compilation cache, so "the same" has to be safe rather than clever. A function made by a call
 (one of Optax's schedules, a lambda) is the same as another if both run the same code on the same plain values. If it
@@ -72,7 +72,7 @@ def _identity(value: Any, seen: tuple[int, ...]) -> Hashable:
     if isinstance(value, optax.GradientTransformation):
         if type(value).__hash__ is not tuple.__hash__:
             return value  # a link, a chain or the like: these define their own equality
-        from ._link import as_one_link  # which needs this file
+        from ._link import as_one_link  # which imports this file
 
         if (link := as_one_link(value)).slots:
             return link

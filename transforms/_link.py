@@ -243,7 +243,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
         Raises:
             TypeError: If the link is foreign, or its factory has no such argument.
-            ValueError: If the factory refuses a value.
+            ValueError: If the factory rejects a value.
 
         Example:
             >>> from linkax.transforms import scale_by_rms

@@ -55,7 +55,7 @@ def _is_average(decay: Any, dampening: Any, first_step: str, **_: Any) -> bool:
 
 
 def _knobs(decay: Any, dampening: Any, first_step: str) -> dict[str, str]:
-    # An average stays one only if its two numbers move together.
+    # An average remains one only if its two numbers change together.
     tied = {"dampening": "momentum"} if _is_average(decay, dampening, first_step) else {}
     return {"decay": "momentum", **tied}
 

@@ -101,8 +101,8 @@ def stochastic(x: ArrayLike, dtype: Any, seed: Any) -> jax.Array:
         True
 
     Source:
-        Gupta et al., "Deep learning with limited numerical precision", 2015. The hash is of a kind that Wellons,
-        "Prospecting for hash functions", 2018, searched for.
+        Gupta et al., "Deep learning with limited numerical precision", 2015. The hash is of the kind searched for in
+        Wellons, "Prospecting for hash functions", 2018.
     """
     if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
         raise ValueError(f"stochastic: dtype must be a floating-point dtype below float32, got {jnp.dtype(dtype).name}")

@@ -16,7 +16,7 @@ def at_steps(value: Any, counts: np.ndarray) -> np.ndarray:
         return np.full(len(counts), float(value))
     try:
         found: Any = jax.vmap(lambda count: jnp.asarray(value(count)))(jnp.asarray(counts))
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python decides on the count
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python branches on the count
         found = [value(count) for count in counts]
     return np.asarray(found, np.float64)
 

@@ -51,10 +51,10 @@ def is_missing(leaf: Any) -> bool:
 
 
 class Said(NamedTuple):
-    """What a tree says of the parameters."""
+    """What a tree says about the parameters."""
 
-    values: dict[KeyPath, Any]  # of every parameter, by its bare path; `None` where it says nothing
-    missing: list[str]  # the parameters of which it says nothing
+    values: dict[KeyPath, Any]  # for every parameter, by its bare path; `None` where it says nothing
+    missing: list[str]  # the parameters about which it says nothing
     strangers: list[str]  # where it says something, but there is no parameter
 
     def like(self, params: Any) -> Any:
@@ -63,9 +63,9 @@ class Said(NamedTuple):
 
 
 def said_of(params: Any, tree: Any) -> Said:
-    """What a tree says of every parameter.
+    """What a tree says about every parameter.
 
-    It may also say something of missing parameters and, if the tree has no parameters at all, anything.
+    It may also say something about missing parameters and, if the tree has no parameters at all, anything.
     """
     given = {words(path): (path_text(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     paths = [path for path, _ in leaves_with_path(params)]
@@ -95,7 +95,7 @@ def _empty_paths(tree: Any) -> list[KeyPath]:
 
 
 def spread(where: str, must: str, tree: Any, params: Any) -> Any:
-    """What a tree says of every parameter, as a tree like the parameters; raises if it does not fit."""
+    """What a tree says about every parameter, as a tree like the parameters; raises if it does not fit."""
     if jax.tree.structure(tree) == jax.tree.structure(params):
         return tree
     said = said_of(params, tree)

@@ -206,7 +206,7 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if not np.allclose(axes[name], axis, rtol=1e-6, atol=0, equal_nan=True):
             raise ValueError(f"sweep: axis {name!r} must fit into {dtype}, got {values!r}; or enable jax_enable_x64")
         if len(np.unique(axes[name])) < len(axis):
-            raise ValueError(f"sweep: axis {name!r} must have every value once (as {dtype}), got {values!r}")
+            raise ValueError(f"sweep: axis {name!r} must have no duplicate values (as {dtype}), got {values!r}")
     return axes
 
 
@@ -270,7 +270,7 @@ def _dims(
                 f"{other.metrics} from {name!r}"
             )
     if taken := first.metrics.keys() & {*axes, *_OWN_NAMES}:
-        raise ValueError(f"sweep: a metric must not be called like an axis, variant or diverged, got {sorted(taken)}")
+        raise ValueError(f"sweep: a metric must not be named like an axis, variant or diverged, got {sorted(taken)}")
     if not all(first.metrics):
         raise ValueError(f"sweep: a metric must have a name, got {list(first.metrics)}")
     if unknown := metric_dims.keys() - first.metrics.keys():

@@ -91,5 +91,5 @@ def refuse_another(found: str, expected: str, file: pathlib.Path) -> None:
     if found != expected:
         raise ValueError(
             f"sweep: file must be new or hold this sweep, got {str(file)!r}, which holds one with another function, "
-            "grid or variants; remove it or name another"
+            "grid or variants; remove it or use another"
         )

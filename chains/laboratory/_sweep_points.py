@@ -103,7 +103,7 @@ class Points:
         unraveled = np.unravel_index(indices, [len(values) for values in self._axes.values()])
         columns = {name: values[at] for at, (name, values) in zip(unraveled, self._axes.items())}
         shares = np.array_split(np.arange(len(indices)), lanes)
-        own = lanes // jax.process_count()  # the lanes of a device follow each other
+        own = lanes // jax.process_count()  # the lanes of a device are consecutive
         calls = []
         for lane, share in enumerate(shares[jax.process_index() * own :][:own]):
             at = lane * len(compiled) // own
@@ -161,7 +161,7 @@ def _cores() -> int:
 
 
 def _fitting(compiled: Any, size: int, lanes: int) -> int:
-    """How many of `size` points fit into half of the free memory, from what the compiler says a lane's share needs."""
+    """How many of `size` points fit into half of the free memory, by the compiler's estimate of a lane's share."""
     needs = compiled.memory_analysis()
     if needs is None:
         return size

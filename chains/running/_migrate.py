@@ -327,7 +327,7 @@ def _ages(
     for groups, age in ages.items():
         if age is not None and steps is not None and age != steps:
             whose = f"the group {'.'.join(groups)}" if groups else "the old state"
-            raise ValueError(f"migrate: steps must be what the old state counts, {age} in {whose}, got {steps}")
+            raise ValueError(f"migrate: steps must equal the old state's count, {age} in {whose}, got {steps}")
     around = {clocks[()]: ages[()]} if () in ages else {}  # links around groups count with them
     told = {groups: around.get(clocks[groups]) for groups in ages}
     told = {groups: steps if age is None else age for groups, age in told.items()}
@@ -376,7 +376,7 @@ def _sources(
     sources: dict[Groups, Groups | None] = {}
     for groups in {array.site.groups for array in new}:
         origins = {homes[param] for param, its in members.items() if its == groups and param in homes}
-        if groups not in members.values():  # it is around the groups, and as old as they are
+        if groups not in members.values():  # it wraps the groups, and is as old as they are
             origins = set(ages)
         sources[groups] = groups if groups in origins else max(origins, key=lambda one: ages[one] or 0, default=None)
     return sources

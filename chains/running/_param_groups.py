@@ -105,7 +105,7 @@ def param_groups(
             raise TypeError(
                 "param_groups: labels must be a function of two arguments, a parameter's path and the parameter, or a "
                 f"tree, got {describe(labels)}; a function from all parameters to a tree, as optax.partition takes it, "
-                "can be called: labels(params)"
+                "must be called: labels(params)"
             ) from None
         except ValueError:  # its signature is unknown
             pass

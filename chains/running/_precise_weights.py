@@ -43,7 +43,7 @@ def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *,
     | ----------------------- | ----------------- | --------------------------------------------------------- |
     | `"master_copy"`         | 4                 | W                                                         |
     | `"lost_bits"`           | 2                 | W − w, in units of the last bit of W; for bfloat16 only   |
-    | `"stochastic_rounding"` | 0                 | nothing: w + u is rounded up or down, right on average    |
+    | `"stochastic_rounding"` | 0                 | nothing: w + u is rounded up or down, exact on average    |
 
     With the first two, W is that of float32 training on the same gradients, bit for bit if both are compiled alike.
     Parameters that are float32 or wider are left to the wrapped optimizer, and nothing is stored for them.

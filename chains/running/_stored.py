@@ -65,18 +65,17 @@ def stored(
 ) -> optax.GradientTransformation:
     """Stores the moments of what is inside in fewer bits, and still computes in float32.
 
-    state_t = round(u(decode(state_{t−1}), g_t)), where u is what `inner` does to its state. Only what its links declare
+    state_t = round(u(decode(state_{t−1}), g_t)), where u is `inner`'s update of its state. Only what its links declare
     as a `Moment` is stored this way, and only for large parameters; counts and small parameters are not worth it.
     Moments that are subtracted from each other, as in `variance`, stay float32, because rounding would leave nothing of
     the difference.
 
     | `as_`        | bytes/element  | format                                                                           |
     | ------------ | -------------- | -------------------------------------------------------------------------------- |
-    | `"bfloat16"` | 2              | float32 without its lower half: 3 digits, any size
-    |
+    | `"bfloat16"` | 2              | float32 without its lower half: 3 digits, any size                               |
     | `"float8"`   | 1              | float8 (e4m3) relative to the largest value of a block                           |
-    | `"int8"`     | 1              | one-byte codes, likewise, that lie closer together towards 0                     |
-    | `"int4"`     | 0.5            | four-bit codes, likewise: powers of two                                          |
+    | `"int8"`     | 1              | one-byte codes relative to it, which lie closer together towards 0               |
+    | `"int4"`     | 0.5            | four-bit codes relative to it: powers of two                                     |
 
     Second moments have unsigned codes in which no positive value becomes 0, because their root is a divisor. A block is
     a whole row or column, along an axis that is not sharded if there is one, so that sharded parameters have sharded

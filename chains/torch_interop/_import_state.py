@@ -48,7 +48,7 @@ def import_state(
         tx: The chain, such as one from `from_torch`, or any other with the same moments, which may contain your own
             links and Optax's optimizers, in any wrappers. The wrappers' own state (accumulated gradients, live values)
             starts from its initial values.
-        params: The parameters, already those of PyTorch's model (`import_params`).
+        params: The parameters, already converted from PyTorch's model (`import_params`).
         state_dict: The result of `optimizer.state_dict()`, with tensors or arrays; read a file of it with
             `torch.load(path, weights_only=True)`.
         names: A function or dictionary from the parameters' paths to their names in PyTorch.
@@ -211,7 +211,7 @@ def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: li
     with np.errstate(over="ignore", invalid="ignore"):
         new = value.astype(dtype)  # a copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory
     if not np.isfinite(new).all():
-        problems.append(f"{what} has numbers that {dtype} is too small for")
+        problems.append(f"{what} has numbers that do not fit into {dtype}")
     if isinstance(like, jax.Array) and like.committed:
         return jax.device_put(new, like.sharding)
     return jnp.asarray(new)

@@ -84,7 +84,7 @@ class TorchParam(NamedTuple):
             )
             return None
         if np.iscomplexobj(converted) and not self.is_complex:
-            problems.append(f"{what} is complex, and its parameter real")
+            problems.append(f"{what} is complex, but its parameter is real")
             return None
         return converted
 
@@ -114,7 +114,7 @@ def torch_params(
             given[path] = layout
         name = _name_of(names, path)
         if name is None:
-            problems.append(f"names has none for {path}")
+            problems.append(f"names has no name for {path}")
         elif not isinstance(name, str):
             problems.append(f"names must have a string for {path}, got {name!r}")
         elif name in seen:

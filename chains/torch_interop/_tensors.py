@@ -45,7 +45,7 @@ def _unreadable(tensor: Any) -> str | None:
 
 
 def _for_numpy(tensor: Any) -> Any:
-    """The tensor in a dtype that NumPy has."""
+    """The tensor in a dtype that NumPy supports."""
     dtype = str(tensor.dtype)
     if dtype == "torch.bfloat16" or dtype.startswith("torch.float8"):
         return tensor.float()

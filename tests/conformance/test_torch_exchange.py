@@ -222,7 +222,7 @@ def test_layouts_and_names_of_ones_own():
     with pytest.raises(ValueError, match="exp_avg of attention.in_proj has the shape") as error:
         import_state(tx, params, optimizer.state_dict(), names=hooks["names"])
     assert "instead of (4, 2, 3)" in str(error.value)
-    with pytest.raises(ValueError, match="names has none for params/query/kernel"):
+    with pytest.raises(ValueError, match="names has no name for params/query/kernel"):
         import_state(tx, params, optimizer.state_dict(), names={})
     with pytest.raises(ValueError, match="layouts has one for params/key/kernel, which is not a parameter"):
         import_state(tx, params, optimizer.state_dict(), names=hooks["names"], layouts={"params/key/kernel": heads})
@@ -370,5 +370,5 @@ def test_batch_normalisation_and_half_precision():
     np.testing.assert_array_equal(params["batch_stats"]["bn"]["mean"], 0.5 * np.ones(3))
     exported = {name: torch.from_numpy(value) for name, value in export_params(params).items()}
     model.load_state_dict(exported, strict=False)
-    with pytest.raises(ValueError, match="bn.weight is complex, and its parameter real"):
+    with pytest.raises(ValueError, match="bn.weight is complex, but its parameter is real"):
         import_params(tree, {"bn.weight": torch.ones(3, dtype=torch.complex128), "bn.bias": torch.ones(3)})

@@ -248,7 +248,7 @@ def test_one_number_serves_for_steps_that_nothing_counts():
     assert int(migrate(old, state, new, params, steps=6).state[-1].count) == 6
     with pytest.raises(ValueError, match="migrate: steps must be an integer of at least 0, got -1"):
         migrate(old, state, new, params, steps=-1)
-    with pytest.raises(ValueError, match="migrate: steps must be what the old state counts, 6 in the old state, got 7"):
+    with pytest.raises(ValueError, match="migrate: steps must equal the old state's count, 6 in the old state, got 7"):
         migrate(adam(), walk(adam(), adam().init(params), params)[1], new, params, steps=7)
 
 

@@ -219,10 +219,10 @@ def test_a_product_of_momenta_that_is_none():
         ({}, "must be an array of numbers"),
         ("moment", "must be a number, got 'moment'"),
         (np.array([[1, 2], [3, np.nan], [5, np.inf]]), "must be finite, got 2 of 6 that are infinite or NaN"),
-        (np.ones((3, 2), complex), "is complex, and its parameter real"),
+        (np.ones((3, 2), complex), "is complex, but its parameter is real"),
         (np.ones((2, 3)), "has the shape (2, 3)"),
         (np.ones(()), "has the shape ()"),
-        (np.full((3, 2), 1e300), "has numbers that float32 is too small for"),
+        (np.full((3, 2), 1e300), "has numbers that do not fit into float32"),
         (-np.ones((3, 2)), "must not be negative, because it is the mean square of gradient"),
     ],
 )
