@@ -150,7 +150,7 @@ def test_groups_find_rows_without_parameters_and_only_by_themselves():
         updates, _ = tx.update(grads, tx.init(params))
         assert isinstance(updates["table"], BCOO)
     front = chain(negate_grad(), tx)
-    with pytest.raises(TypeError, match="param_groups takes row-sparse gradients only without links beside it"):
+    with pytest.raises(TypeError, match="param_groups takes row-sparse gradients only without links next to it"):
         front.update(grads, front.init(params), params)
 
 

@@ -128,7 +128,7 @@ def test_an_order_that_is_not_the_files():
     file = torch_file("AdamW")
     names = file["param_groups"][0]["param_names"]
     import_state(TX, params(), file, order=tuple(names))
-    assert "order must be that of the names that the optimizer keeps" in problems_of(file, order=names[::-1])
+    assert "order must be that of the names that the optimizer stores" in problems_of(file, order=names[::-1])
 
 
 # Steps.

@@ -223,5 +223,5 @@ def test_no_warning_where_nothing_is_left_open(layouts):
 def test_a_layout_of_ones_own_that_fails_is_a_problem_and_no_crash():
     params = tree(a__kernel=(3, 4))
     broken = Layout(lambda w: w.reshape(5, 5), lambda w: w)
-    with pytest.raises(ValueError, match=r"a.weight has the shape \(4, 3\), which its layout does not take"):
+    with pytest.raises(ValueError, match=r"a.weight has the shape \(4, 3\), which its layout does not accept"):
         import_params(params, {"a.weight": np.ones((4, 3))}, layouts={"params/a/kernel": broken})
