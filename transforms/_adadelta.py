@@ -125,7 +125,7 @@ def _apart(x: jax.Array) -> jax.Array:
     """Returns the same number, but XLA for the TPU does not know that.
 
     Where a mean of squares is a result and the step is computed from it, XLA makes two loops. One computes the means.
-    The other computes the parameters: it reads the new mean again, and needs a copy of the old one until then. That is
-    48 bytes per parameter instead of 28.
+    The other computes the parameters: it reads the new mean again, and needs a copy of the other mean's old value. That
+    is 48 bytes per parameter instead of 28.
     """
     return jax.lax.platform_dependent(x, tpu=lambda x: jnp.where(x == x, x, jnp.nan), default=lambda x: x)

@@ -10,9 +10,9 @@ from ._precision import wide_inside
 def lazy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Leaves the moments of rows without a gradient unchanged, where the gradient is row-sparse.
 
-    An average decays at every step, even where the gradient is zero, so that a gradient of a few rows would change the
-    whole table of moments. Inside this link, a row's average decays only when the row is touched: only the row's own
-    gradients count. For a dense gradient the link does what `inner` does.
+    An average decays at every step, even where the gradient is zero, so a gradient of a few rows would change the whole
+    table. Inside this link, a row's average decays only when the row is touched: only the row's own gradients count.
+    For a dense gradient the link does what `inner` does.
 
     Args:
         inner: The link or chain, such as a `moment_ratio`, whose state stays unchanged for untouched rows.
