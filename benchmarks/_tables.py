@@ -1,4 +1,4 @@
-"""What several benchmarks share: a table that is also written to a file, and bytes as XLA allocates them."""
+"""Code shared by several benchmarks: a table that is also written to a file, and bytes as XLA allocates them."""
 
 import argparse
 import math
@@ -16,14 +16,14 @@ def add_save(parser: argparse.ArgumentParser) -> None:
 
 
 def save(options: argparse.Namespace, lines: Sequence[str]) -> None:
-    """Writes the table to the file that was asked for, if any."""
+    """Writes the table to the requested file, if any."""
     if options.save:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def size_in_bytes(tree: Any) -> float:
-    """What XLA allocates for all arrays or shapes of a tree; `nbytes` would count a whole byte for four bits."""
+    """The bytes XLA allocates for all arrays or shapes of a tree; `nbytes` would count a whole byte for four bits."""
 
     def bits(dtype: Any) -> int:
         return 4 if dtype in (jnp.int4, jnp.uint4) else 8 * jnp.dtype(dtype).itemsize

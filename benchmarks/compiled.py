@@ -1,26 +1,26 @@
-"""What the compiler makes of an optimizer step for a TPU v5e and an H100, on a machine that has neither.
+"""What an optimizer step compiles to for a TPU v5e and an H100, on a machine that has neither.
 
-JAX compiles ahead of time for a device that is only described, and the compiled step tells what it will do: which
-loops over memory there are, which arrays each reads and writes, and what has to be stored in between. An optimizer's
-step is bound by memory, so this is nearly its cost.
+JAX can compile ahead of time for a device that is only described. The compiled step shows what it will do: which loops
+over memory there are, which arrays each of them reads and writes, and what has to be stored in between. An optimizer
+step is memory-bound, so this is nearly its whole cost.
 
     pip install "libtpu>=0.0.40"                        # for the TPU
     pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12  # for the H100
     python benchmarks/compiled.py                       # all optimizers, in float32 and with less state: minutes
     python benchmarks/compiled.py --quick --device tpu --optimizers adamw "adamw int8"
-    python benchmarks/compiled.py --check --device tpu  # fails if a chain takes more than it needs
+    python benchmarks/compiled.py --check --device tpu  # fails if a chain moves more than it needs
 
-What is compiled is (parameters, state, gradients) -> (parameters, state), the first two donated, on leaves that no fast
-memory can hold. Nothing is run, so nothing is timed.
+The compiled function is (parameters, state, gradients) -> (parameters, state), with the first two donated, on leaves
+that are too large for any fast memory. Nothing is run, so nothing is timed.
 
 How to read the table, per parameter:
 
-    limit     bytes that have to be moved: gradients, parameters and state read, parameters and state written
-    bar       what `--check` allows: 1 % more; for state in blocks, whose scales have to be known before the first code
-              is written, besides the gradient and the codes once more
+    limit     bytes that must be moved: gradients, parameters and state read, parameters and state written
+    bar       what `--check` allows: 1 % more; for state in blocks, whose scales must be known before the first code
+              is written, plus a second read of the gradient and the codes
     bytes     what the compiled step reads and writes, by the compiler's count; Optax's in brackets
-    temp      bytes of memory besides arguments and results
-    loops     kernels a leaf that touch an array of the leaf's size; the ones for scalars and scales are not counted
+    temp      bytes of memory in addition to arguments and results
+    loops     kernels per leaf that touch an array of the leaf's size; those for scalars and scales are not counted
 """
 
 import argparse
@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, get_args
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # what is compiled for need not be there
+os.environ["JAX_PLATFORMS"] = "cpu"  # the target device need not be present
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -52,12 +52,12 @@ from tqdm import tqdm
 from linkax import chains
 from linkax.chains.running._precise_weights import By
 
-# Four bits an element of these are more than the 128 MiB of fast memory that a TPU v5e has, into which the compiler
-# would otherwise copy whole arrays in advance; such copies count as bytes moved.
+# At four bits per element these exceed the 128 MiB of fast memory of a TPU v5e. The compiler would otherwise copy whole
+# arrays into it in advance, and such copies count as bytes moved.
 LEAVES = {"a": (16384, 16384), "b": (32768, 8192)}
 QUICK = {"a": (16384, 16384)}
 SLACK = 1.01
-MOST_TEMP = 0.1  # bytes a parameter; scales and scalars, but no array of the size of a leaf
+MOST_TEMP = 0.1  # bytes per parameter; scales and scalars, but no array of the size of a leaf
 
 H100 = """
 gpu_device_info {
@@ -73,7 +73,7 @@ platform_name: "CUDA"
 dnn_version_info { major: 9  minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""The device in the words of XLA's `GpuTargetConfigProto`; the numbers are those of NVIDIA's data sheet."""
+"""The device as XLA's `GpuTargetConfigProto`; the numbers are from NVIDIA's data sheet."""
 
 
 class Device(NamedTuple):
@@ -81,7 +81,7 @@ class Device(NamedTuple):
 
     name: str
     platform: str
-    module: str  # what has to be installed
+    module: str  # what must be installed
     topology: Callable[[], Any]
 
 
@@ -104,17 +104,17 @@ DEVICES = {
 
 
 class Case(NamedTuple):
-    """One optimizer, and that of Optax with the same name."""
+    """One optimizer, and Optax's optimizer of the same name."""
 
     make: Callable[[], optax.GradientTransformation]
     peer: Callable[[], optax.GradientTransformation] | None = None
     weights: Any = jnp.float32
-    rereads: float = 0.0  # bytes a parameter that have to be read a second time
+    rereads: float = 0.0  # bytes per parameter that must be read a second time
     is_checked: bool = True
 
 
 def _states(format: str, rereads: float) -> dict[str, Case]:
-    """The named optimizers that have state, with it kept in a format."""
+    """The named optimizers that have state, with the state stored in a format."""
     makers: dict[str, Callable[..., Any]] = {
         "sgd_momentum": lambda **given: chains.sgd(1e-3, momentum=0.9, **given),
         "adamw": lambda **given: chains.adamw(1e-3, **given),
@@ -151,7 +151,7 @@ CASES = {
 
 
 class Cost(NamedTuple):
-    """What a compiled step costs; the numbers of bytes are per parameter."""
+    """The cost of a compiled step; bytes are per parameter."""
 
     limit: float
     moved: float
@@ -160,7 +160,7 @@ class Cost(NamedTuple):
 
 
 def bytes_accessed(compiled: Any) -> float:
-    """The compiler's count; for a GPU, JAX has it only where nobody is meant to look."""
+    """The compiler's count; for a GPU, JAX offers it only in a private module."""
     analysis = compiled.cost_analysis()
     if analysis is None:
         from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
@@ -192,7 +192,7 @@ def loops_over(compiled: Any, size: int) -> int:
 
 
 def cost(tx: optax.GradientTransformation, device: Device, target: Any, shapes: dict, weights: Any) -> Cost:
-    """Compiles a step and reads off what it costs."""
+    """Compiles a step and reads off its cost."""
     sharding = SingleDeviceSharding(target)
     params = {name: jax.ShapeDtypeStruct(shape, weights) for name, shape in shapes.items()}
     args = params, jax.eval_shape(tx.init, params), params
@@ -224,7 +224,7 @@ def row(name: str, bar: float, ours: Cost, theirs: Cost | None) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What the compiler makes of an optimizer step, ahead of time.")
+    parser = argparse.ArgumentParser(description="What an optimizer step compiles to, ahead of time.")
     parser.add_argument("--device", nargs="+", choices=DEVICES, default=list(DEVICES), metavar="NAME")
     parser.add_argument("--optimizers", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="one leaf instead of two")
@@ -234,7 +234,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compiles, prints, and with `--check` judges."""
+    """Compiles, prints, and with `--check` checks the limits."""
     options = parse(arguments)
     shapes = QUICK if options.quick else LEAVES
     lines = [f"{datetime.date.today()}: jax {jax.__version__}, optax {optax.__version__}"]
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress.update()
             if case.is_checked and (ours.moved > bar or ours.temporary > MOST_TEMP):
                 wrong.append(
-                    f"{device.name}, {name}: {ours.moved:.3f} bytes a parameter and {ours.temporary:.3f} stored; "
+                    f"{device.name}, {name}: {ours.moved:.3f} bytes per parameter and {ours.temporary:.3f} stored; "
                     f"allowed are {bar:.2f} and {MOST_TEMP}"
                 )
     progress.close()

@@ -1,19 +1,19 @@
-"""What weights of 16 bits cost in a training with small steps, plain and with `precise_weights`.
+"""The cost of 16-bit weights in training with small steps, plain and with `precise_weights`.
 
-A 64-200-10 network learns scikit-learn's digits with AdamW in batches of 50. All trainings of a seed begin with the
-same weights, numbers that bfloat16 has, and take the same batches. The network computes in float32, so all that differs
-is how the weights are kept from step to step. The loss is that over all training images in the end, with the weights as
-the network sees them.
+A 64-200-10 network learns scikit-learn's digits with AdamW in batches of 50. All training runs of a seed start from the
+same weights, which are exact in bfloat16, and use the same batches. The network computes in float32, so the only
+difference is how the weights are stored between steps. The loss is the final one over all training images, with the
+weights as the network sees them.
 
     python benchmarks/low_precision.py            # everything: minutes
-    python benchmarks/low_precision.py --check    # fails if one of the ways is more than a standard error off float32
+    python benchmarks/low_precision.py --check    # fails if a method is more than a standard error off float32
     python benchmarks/low_precision.py --quick    # few steps: does it still run?
 
 How to read the table:
 
-    bytes         of a parameter and of what is kept beside it, without the optimizer's moments
+    bytes         of a parameter and of what is stored in addition, without the optimizer's moments
     loss          mean and standard error over the seeds
-    off           by how many standard errors of the float32 trainings the mean loss is larger than theirs
+    off           by how many standard errors of the float32 runs the mean loss exceeds theirs
     accuracy      of the test images, in %
 """
 
@@ -42,7 +42,7 @@ EPOCHS = {1e-4: 400, 1e-5: 600}
 
 
 class Contender(NamedTuple):
-    """How the weights are kept."""
+    """How the weights are stored."""
 
     dtype: Any
     by: str | None
@@ -80,7 +80,7 @@ def start(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def train(contender: Contender, rate: float, epochs: int, data: _training.Data, seed: jax.Array) -> Any:
-    """The loss over all training images, and the share of the test images that are right, in the end."""
+    """The final loss over all training images, and the final accuracy on the test images."""
     x, y, x_test, y_test = data
     key, order_key = jax.random.split(jax.random.key(seed))
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(contender.dtype), start(key))
@@ -105,9 +105,9 @@ def train(contender: Contender, rate: float, epochs: int, data: _training.Data, 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default: 5)")
-    parser.add_argument("--check", action="store_true", help="fail if a way is more than a standard error off float32")
-    parser.add_argument("--quick", action="store_true", help="few steps: only whether it still runs")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each kind (default: 5)")
+    parser.add_argument("--check", action="store_true", help="fail if a method is over a standard error off float32")
+    parser.add_argument("--quick", action="store_true", help="few steps: only checks that it still runs")
     add_save(parser)
     options = parser.parse_args()
     if options.seeds < 2:

@@ -1,9 +1,10 @@
-"""What a step costs when a batch touches a few rows of a table: does it follow the rows, or the table?
+"""The cost of a step when a batch touches a few rows of a table: does it scale with the rows, or with the table?
 
-A table of 10⁴ to 10⁶ rows of 64 float32 numbers, of which a step touches 1,024, some of them twice. What is timed is
-the jitted step (table, state, gradient) -> (table, state), the first two donated: with a row-sparse gradient, and with
-the same gradient as a whole table. Both take turns; medians of `--rounds` steps. (Even the touched rows take longer in
-a larger table, once it does not fit into the processor's caches.)
+The table has 10⁴ to 10⁶ rows of 64 float32 numbers, of which a step touches 1,024, some of them twice. The timed
+function is the jitted step (table, state, gradient) -> (table, state), with the first two donated: once with a
+row-sparse gradient, and once with the same gradient as a whole table. The two alternate; results are medians of
+`--rounds` steps. (Even the touched rows take longer in a larger table, once it does not fit into the processor's
+caches.)
 
     python benchmarks/sparse.py            # a minute, 2 GB of memory
     python benchmarks/sparse.py --check    # fails if a row-sparse step on 10⁶ rows costs 5 times what it does on 10⁴
@@ -40,14 +41,14 @@ def step(tx: Chain, table: jax.Array, state: Any, gradient: Any) -> tuple[jax.Ar
 
 
 def measure(tx: Chain, rows: int, touched: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of a step by the gradient's kind."""
+    """Milliseconds per step, by kind of gradient."""
     rng = np.random.default_rng(0)
     ids = jnp.asarray(rng.integers(0, rows, touched))
     sparse = row_gradient(jnp.zeros((rows, WIDTH)), ids, rng.normal(size=(touched, WIDTH)).astype(np.float32))
     gradients = {"touched rows": sparse, "whole table": jax.jit(lambda g: g.todense())(sparse)}
     runs = {name: (jnp.zeros((rows, WIDTH)), tx.init(jnp.zeros((rows, WIDTH)))) for name in gradients}
     times: dict[str, list[float]] = {name: [] for name in gradients}
-    for _ in range(rounds + 2):  # the first one compiles
+    for _ in range(rounds + 2):  # the first round compiles
         for name, gradient in gradients.items():
             start = time.perf_counter()
             runs[name] = jax.block_until_ready(step(tx, *runs[name], gradient))
@@ -55,15 +56,15 @@ def measure(tx: Chain, rows: int, touched: int, rounds: int) -> dict[str, float]
     touched_rows = np.unique(np.asarray(ids))
     a, b = (np.asarray(table[touched_rows]) for table, _ in runs.values())
     if not np.allclose(a, b, rtol=1e-4, atol=1e-6):
-        sys.exit(f"the two steps on {rows} rows do not do the same")
+        sys.exit(f"the two steps on {rows} rows have different results")
     return {name: float(np.median(values[2:])) for name, values in times.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times steps that touch a few rows of a large table.")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each kind (default: 20)")
-    parser.add_argument("--quick", action="store_true", help="small tables; --check judges nothing then")
-    parser.add_argument("--check", action="store_true", help="fail if the cost follows the table")
+    parser.add_argument("--quick", action="store_true", help="small tables; --check then has no effect")
+    parser.add_argument("--check", action="store_true", help="fail if the cost scales with the table")
     add_save(parser)
     options = parser.parse_args()
     if options.rounds < 1:

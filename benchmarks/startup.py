@@ -1,17 +1,17 @@
 """How long it takes until the first step can run: tracing, lowering and compiling it, for linkax's chains and Optax.
 
-What is measured is the jitted step (parameters, state, gradients) -> (parameters, state), the first two donated, on
-trees of float32 parameters: GPT-2 small's 148 leaves of 9 shapes; 1,000 leaves of 64; and 60 leaves of 60 shapes, where
-nothing repeats. Nothing runs, and no memory is needed.
+The function is the jitted step (parameters, state, gradients) -> (parameters, state), with the first two donated, on
+trees of float32 parameters: GPT-2 small's 148 leaves of 9 shapes; 1,000 leaves of 64 numbers; and 60 leaves of 60
+different shapes. Nothing runs, and no memory is needed.
 
-    trace      Python: JAX calls the step and writes down its equations
+    trace      Python: JAX calls the step and records its equations
     lower      from these equations to the compiler's input
     compile    XLA
 
-The two take turns, and each begins with JAX's caches empty. The times are those of the processor, of all threads, so
-that other work on the machine does less harm; of all rounds the fastest counts, for each column by itself.
+linkax and Optax alternate, and each starts with empty JAX caches. The times are CPU times of all threads, so that other
+work on the machine matters less. The fastest of all rounds counts, separately for each column.
 
-    python benchmarks/startup.py            # some minutes
+    python benchmarks/startup.py            # a few minutes
     python benchmarks/startup.py --quick    # few leaves, one round: does it still run?
 """
 
@@ -59,7 +59,7 @@ def trees(quick: bool) -> dict[str, Shapes]:
 
 
 def stages(tx: optax.GradientTransformation, shapes: Shapes) -> list[float]:
-    """The seconds of each stage, and all together, from nothing."""
+    """The seconds of each stage and in total, with empty caches."""
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     state = jax.eval_shape(tx.init, params)
     jax.clear_caches()
@@ -79,7 +79,7 @@ def stages(tx: optax.GradientTransformation, shapes: Shapes) -> list[float]:
 
 
 def compare(name: str, shapes: Shapes, rounds: int, progress: tqdm) -> np.ndarray:
-    """The seconds of linkax and of Optax, (2, stages): the least of all rounds."""
+    """The seconds of linkax and of Optax, (2, stages): the minimum over all rounds."""
     found = np.empty((rounds, 2, len(STAGES)))
     for index in range(rounds):
         for which in (0, 1) if index % 2 == 0 else (1, 0):
@@ -98,10 +98,10 @@ def row(name: str, seconds: np.ndarray) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times what comes before the first step: linkax and Optax.")
+    parser = argparse.ArgumentParser(description="Times everything before the first step: linkax and Optax.")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME")
     parser.add_argument("--tree", nargs="+", choices=trees(True), default=list(trees(True)), metavar="NAME")
-    parser.add_argument("--rounds", type=int, help="how often each is measured (default: 7)")
+    parser.add_argument("--rounds", type=int, help="how many times each is measured (default: 7)")
     parser.add_argument("--quick", action="store_true", help="few leaves and one round")
     parser.add_argument("--check", type=float, metavar="RATIO", help="fail if a total is more than RATIO times Optax's")
     add_save(parser)
@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints, and with `--check` judges."""
+    """Measures, prints, and with `--check` checks the ratio."""
     options = parse(arguments)
     rounds = options.rounds or (1 if options.quick else 7)
     lines = [

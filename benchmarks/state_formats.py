@@ -1,4 +1,4 @@
-"""What optimizer state in fewer bits costs in bytes, and in loss: formats × optimizers × two networks.
+"""The cost of optimizer state in fewer bits, in bytes and in loss: formats × optimizers × two networks.
 
     python benchmarks/state_formats.py                       # everything: about half an hour on two CPU cores
     python benchmarks/state_formats.py --networks digits     # the small one
@@ -6,15 +6,15 @@
 
 The networks are those of the examples: two dense layers that learn scikit-learn's digits, and a Transformer of two
 layers that learns the reference that ships with Python, character by character. Each optimizer trains from the same
-seeds, on the same batches, with its state in float32 and in every format of `linkax.chains.stored`. The loss is the
-one on data that was not trained on.
+seeds, on the same batches, with its state in float32 and in every format of `linkax.chains.stored`. The loss is that on
+held-out data.
 
 How to read the table:
 
-    B/param       bytes of state a parameter as JAX keeps them, of this network, whose small leaves stay in float32
-    large         the same for a parameter in a large leaf (1024 × 1024)
-    loss          the mean over the seeds; of the Transformer in bits per character
-    change        against float32 state, seed by seed, in per cent, with its 95 % confidence interval
+    B/param       bytes of state per parameter in memory, for this network, whose small leaves stay in float32
+    large         the same for parameters in a large leaf (1024 × 1024)
+    loss          the mean over the seeds; for the Transformer in bits per character
+    change        relative to float32 state, seed by seed, in per cent, with the 95 % confidence interval
 """
 
 import argparse
@@ -129,10 +129,10 @@ def table(network: str, seeds: int, quick: bool) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What optimizer state in fewer bits costs in bytes and in loss.")
+    parser = argparse.ArgumentParser(description="The cost of optimizer state in fewer bits, in bytes and in loss.")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, help="runs of each (default: 20 of the digits, 6 of the Transformer)")
-    parser.add_argument("--quick", action="store_true", help="a short run that shows only that everything works")
+    parser.add_argument("--quick", action="store_true", help="a short run that only checks that everything works")
     args = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("linkax", "jax", "optax", "flax"))
     print(f"{datetime.date.today()}, {platform.machine()}, {packages}")

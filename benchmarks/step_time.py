@@ -1,14 +1,15 @@
 """How long one optimizer step takes: linkax's chains, the formula written by hand, Optax and PyTorch.
 
-What is timed is the jitted step (parameters, state, gradients) -> (parameters, state), the first two donated, until
-all its results are there, on two trees of float32 parameters: one shaped like GPT-2 small (124 million parameters in
-148 leaves) and one of 1,000 leaves of 32 × 32. Three things keep the comparison fair:
+The timed function is the jitted step (parameters, state, gradients) -> (parameters, state), with the first two donated,
+until all its results are ready, on two trees of float32 parameters: one shaped like GPT-2 small (124 million parameters
+in 148 leaves) and one of 1,000 leaves of 32 × 32. Three things keep the comparison fair:
 
-- The contenders of one optimizer take turns, one step each per round, so that whatever else the machine does hits all
-  of them alike.
-- Of steps with many leaves, the one that was compiled first in a process can be 15 % faster than the same step
-  compiled third. So all is compiled and measured twice, in one order and in the reverse one.
-- Before that, each takes three steps from the same start; nothing is timed unless all arrive at the same parameters.
+- The contenders of one optimizer alternate, one step each per round, so that other work on the machine affects all of
+  them equally.
+- With many leaves, a step that is compiled first in a process can be 15 % faster than the same step compiled third. So
+  everything is compiled and measured twice, in one order and in reverse.
+- Before that, each contender takes three steps from the same start; nothing is timed unless all reach the same
+  parameters.
 
     python benchmarks/step_time.py                                  # everything: minutes, 12 GB of memory
     python benchmarks/step_time.py --optimizers adam adamw --tree gpt2
@@ -18,19 +19,19 @@ all its results are there, on two trees of float32 parameters: one shaped like G
 
 How to read the table:
 
-    ms           time of a step: the median in either order of compilation, and the mean of these two
-    / by hand    that, divided by the same of the formula written by hand
-    per round    the median of that ratio within the rounds, and its quartiles: how far to trust the column before
+    ms           time per step: the mean of the medians in the two orders of compilation
+    / by hand    that, divided by the time of the formula written by hand
+    per round    the median and quartiles of that ratio within the rounds: how far to trust the previous column
     fusions      loops over memory in the compiled step, as XLA counts them; PyTorch's steps are not compiled
-    temp KiB     memory that the compiled step needs besides its arguments and results
+    temp KiB     memory that the compiled step needs in addition to its arguments and results
     B/param      bytes that the step reads and writes per parameter, by XLA's estimate; a float32 has 4. Adam's 40 on
                  the CPU are one loop for each result: m and g to m, v and g to v, and w, m and v to w; a single loop
                  over everything would need 28
 
-With `--one-loop`, each optimizer is measured in processes of its own, by turns as it is and with an option that lets
-XLA make one loop of several: XLA_FLAGS=--xla_backend_extra_options=xla_cpu_use_multi_output_fusion.
+With `--one-loop`, each optimizer is measured in separate processes, alternately without and with an option that lets
+XLA merge several loops into one: XLA_FLAGS=--xla_backend_extra_options=xla_cpu_use_multi_output_fusion.
 
-No parameter depends on another one, so a step that is compiled well needs no temporaries of the size of a leaf.
+No parameter depends on another, so a well-compiled step needs no temporaries of the size of a leaf.
 """
 
 import argparse
@@ -60,13 +61,13 @@ from linkax import chains
 
 MU, RHO, B1, B2, EPS, DECAY = 0.9, 0.9, 0.9, 0.999, 1e-8, 1e-2
 CHECKED = ("adam", "adamw")
-SLOWEST = 1.03  # what `--check` lets a chain take, in steps by hand
+SLOWEST = 1.03  # what `--check` allows a chain, relative to the step by hand
 ONE_LOOP = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
-TOLERANCE = 1e-3  # of the longest way that a parameter of the leaf has gone; rounding alone makes 1e-4
+TOLERANCE = 1e-3  # relative to the largest change of a parameter of the leaf; rounding alone accounts for 1e-4
 
 
-# The formulas by hand: from the step count t = 1, 2, … to what one leaf does, with what depends on t alone computed
-# once. A leaf's accumulators all start from 0.
+# The formulas by hand: from the step count t = 1, 2, … to the rule for one leaf; what depends on t alone is computed
+# once. All accumulators start from 0.
 
 Rule = Callable[..., tuple[jax.Array, ...]]  # (w, g, *accumulators) -> (w, *accumulators)
 
@@ -153,15 +154,15 @@ class Optimizer(NamedTuple):
 
     chain: optax.GradientTransformation
     by_hand: Callable[[float, jax.Array], Rule]
-    accumulators: int  # how many the rule by hand has
+    accumulators: int  # the number that the rule by hand has
     optax: optax.GradientTransformation
     torch: tuple[str, dict[str, Any]]  # the class in torch.optim, its arguments besides lr
     lr: float = 1e-3
 
 
-# Arguments that make all four the same method where no gradient is near 0, and each is larger than the one before:
-#   Adagrad   Optax has ε only under the root; (1e-8)² there is the nearest to 1e-8 beside it.
-#   AMSGrad   Optax takes the maximum behind the bias correction; while the gradients grow, that is the last one too.
+# Arguments that make all four the same method if no gradient is near 0, and each is larger than the one before:
+#   Adagrad   Optax has ε only under the root; (1e-8)² there is closest to 1e-8 outside it.
+#   AMSGrad   Optax takes the maximum after the bias correction; while the gradients grow, that is the last value too.
 #   NAdam     Optax has only μ_t = β1. PyTorch's μ_t = β1 (1 − ½ · 0.96^{t ψ}) is β1 to the last digit for ψ = 1e6.
 OPTIMIZERS = {
     "sgd": Optimizer(chains.sgd(1e-3), sgd, 0, optax.sgd(1e-3), ("SGD", {})),
@@ -231,7 +232,7 @@ def transformation_step(tx: optax.GradientTransformation, params: dict, grads: d
 
 
 def step_by_hand(optimizer: Optimizer, params: dict, grads: dict) -> JaxStep:
-    """The step of a formula by hand; its state is the count and one tree per accumulator."""
+    """The step of a formula by hand; its state is the step count and one tree per accumulator."""
 
     def init(params):
         return jnp.zeros((), jnp.int32), [jax.tree.map(jnp.zeros_like, params) for _ in range(optimizer.accumulators)]
@@ -289,8 +290,8 @@ def _deviation(w: jax.Array, expected: jax.Array, start: jax.Array) -> jax.Array
 
 
 def verify(where: str, steps: dict[str, Step], start: dict, grads: dict) -> None:
-    """Lets every contender take three steps, and makes sure that all have done the same to the parameters."""
-    for factor in (1.0, 2.0, 3.0):  # with gradients that never change, Adam would be the same for every β
+    """Lets every contender take three steps, and makes sure that all have changed the parameters in the same way."""
+    for factor in (1.0, 2.0, 3.0):  # with constant gradients, Adam would be the same for every β
         scaled = {name: factor * g for name, g in grads.items()}
         for step in steps.values():
             step.use(scaled)
@@ -301,9 +302,7 @@ def verify(where: str, steps: dict[str, Step], start: dict, grads: dict) -> None
         arrays = step.params if isinstance(step, JaxStep) else {k: w.detach().numpy() for k, w in step.params.items()}
         worst = np.max([_deviation(arrays[leaf], expected[leaf], start[leaf]) for leaf in start])  # NaN if one is
         if not worst <= TOLERANCE:
-            sys.exit(
-                f"{where}: {name} computes something else than the formula by hand: it is {worst:.1e} of the way off"
-            )
+            sys.exit(f"{where}: {name} differs from the formula by hand, by {worst:.1e} of the largest change")
 
 
 def gpt2_shapes(vocabulary: int, positions: int, width: int, blocks: int) -> dict[str, tuple[int, ...]]:
@@ -338,7 +337,7 @@ def measure(steps: dict[str, Step], rounds: int, progress: tqdm) -> dict[str, np
     times: dict[str, list[float]] = {name: [] for name in steps}
     rng = np.random.default_rng(0)
     for _ in range(rounds):
-        for name in rng.permutation(list(steps)):  # nobody always follows the same one
+        for name in rng.permutation(list(steps)):  # so that none always follows the same one
             begin = time.perf_counter()
             steps[name]()
             times[name].append(1e3 * (time.perf_counter() - begin))
@@ -368,11 +367,13 @@ def row(name: str, step: Step, ms: np.ndarray, by_hand: np.ndarray, size: int) -
 
 
 def failures(where: str, chain: Any, times: dict[str, np.ndarray], start: dict, timed: bool) -> list[str]:
-    """What `--check` objects to in a chain: temporaries of about a leaf's size, and a step that takes too long."""
+    """What `--check` rejects in a chain: temporaries of about a leaf's size, and a step that takes too long."""
     found = []
     matrix = min(w.nbytes for w in start.values() if w.ndim == 2)
     if chain.temp_bytes >= matrix / 2:
-        found.append(f"{where}: the chain has {chain.temp_bytes:,} bytes of temporaries; its least matrix, {matrix:,}")
+        found.append(
+            f"{where}: the chain has {chain.temp_bytes:,} bytes of temporaries; its smallest matrix has {matrix:,}"
+        )
     ratio = typical(times["linkax"]) / typical(times["by hand"])
     if timed and ratio > SLOWEST:
         found.append(f"{where}: the chain takes {ratio:.3f} times as long as the formula by hand; allowed is {SLOWEST}")
@@ -380,7 +381,7 @@ def failures(where: str, chain: Any, times: dict[str, np.ndarray], start: dict, 
 
 
 def in_other_processes(optimizer: str, tree: str, options: argparse.Namespace) -> list[str]:
-    """What `--one-loop` prints of an optimizer: the milliseconds of every contender without the option and with it."""
+    """What `--one-loop` prints for an optimizer: the milliseconds of every contender without and with the option."""
     found: dict[str, list[dict[str, Any]]] = {"": [], ONE_LOOP: []}
     command = [sys.executable, __file__, "--optimizers", optimizer, "--tree", tree, "--no-torch"]
     command += ["--quick"] * options.quick + (["--rounds", str(options.rounds)] if options.rounds else [])
@@ -403,7 +404,7 @@ def in_other_processes(optimizer: str, tree: str, options: argparse.Namespace) -
 
 
 def one_loop(options: argparse.Namespace) -> None:
-    """Measures, and prints, what the option of XLA changes."""
+    """Measures and prints the effect of the XLA option."""
     lines = [versions(None)]
     print(lines[0])
     for tree in ("gpt2", "small") if options.tree == "both" else (options.tree,):
@@ -417,7 +418,7 @@ def one_loop(options: argparse.Namespace) -> None:
 
 
 def versions(torch: Any) -> str:
-    """What the numbers depend on besides the code."""
+    """The versions and the hardware that the numbers depend on."""
     device = jax.devices()[0]
     pytorch = f"torch {torch.__version__} with {torch.get_num_threads()} threads" if torch else "no torch"
     return (
@@ -427,18 +428,18 @@ def versions(torch: Any) -> str:
 
 
 def import_torch(wanted: bool) -> Any:
-    """PyTorch, or `None` where it takes no part."""
+    """PyTorch, or `None` if it does not take part."""
     if not wanted:
         return None
     if jax.default_backend() != "cpu":
         print("PyTorch is left out: it is compared on the CPU only.")
         return None
-    # In turns with others, threads that spin while they wait would take the cores from whoever comes next.
+    # Threads that spin while they wait would take the cores from the next contender.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         torch = importlib.import_module("torch")
     except ImportError:
-        print("PyTorch is not installed, so it is left out; `pip install torch` brings it in.")
+        print("PyTorch is not installed, so it is left out; `pip install torch` adds it.")
         return None
     torch.set_num_threads(os.cpu_count() or 1)
     return torch
@@ -449,7 +450,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME")
     parser.add_argument("--tree", choices=("gpt2", "small", "both"), default="both")
     parser.add_argument("--rounds", type=int, help="steps per contender and order (default: 15 on gpt2, 100 on small)")
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds; --check judges no times then")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds; --check then ignores times")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--check", action="store_true", help=f"fail if the chain of {' or '.join(CHECKED)} costs more")
     parser.add_argument("--one-loop", action="store_true", help="what multi-output fusion changes on a CPU")
@@ -462,7 +463,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints, and with `--check` judges."""
+    """Measures, prints, and with `--check` checks the limits."""
     options = parse(arguments)
     if options.one_loop:
         one_loop(options)
@@ -492,7 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 progress.set_description(where)
                 steps, halves = {}, []
                 for backwards in orders:
-                    steps.clear()  # gigabytes, which the next ones need
+                    steps.clear()  # frees gigabytes that the next ones need
                     steps.update(contenders(OPTIMIZERS[name], torch, start, grads, backwards))
                     verify(where, steps, start, grads)
                     halves.append(measure(steps, rounds[tree], progress))

@@ -1,26 +1,27 @@
-"""How long a grid of trainings takes: linkax's `sweep`, loops over Optax, and a loop over PyTorch.
+"""How long a grid of training runs takes: linkax's `sweep`, loops over Optax, and a loop over PyTorch.
 
-The grid has 8 learning rates × 8 decays × {L2, decoupled}: 128 trainings of a 64-200-10 network with Adam, 30 epochs of
-scikit-learn's digits. All contenders begin with the same weights and take the same batches, and nothing is reported
-unless their test accuracies agree. They take turns, each in a process of its own; medians of `--repeats` such rounds.
+The grid has 8 learning rates × 8 decays × {L2, decoupled}: 128 training runs of a 64-200-10 network with Adam, 30
+epochs of scikit-learn's digits. All contenders start from the same weights and use the same batches, and nothing is
+reported unless their test accuracies agree. They alternate, each in its own process; results are medians of `--repeats`
+such rounds.
 
-    linkax                 one call of `sweep`, which keeps all cores busy; the loops run one training at a time
-    Optax, jitted once     a loop over one jitted training for each kind of decay, with `optax.inject_hyperparams`
-    Optax, jitted anew     a loop that jits each configuration, as one gets it from a function of Python numbers
-    PyTorch                a loop over trainings as its documentation writes them, with its defaults
-    PyTorch, fused         the same with `fused=True` and a single thread, the fastest of its switches here
+    linkax                 one call of `sweep`, which keeps all cores busy; the loops do one run at a time
+    Optax, jitted once     a loop over one jitted training run for each kind of decay, with `optax.inject_hyperparams`
+    Optax, jitted anew     a loop that jits each configuration, as happens with a function of Python numbers
+    PyTorch                a loop over training runs as in its documentation, with its defaults
+    PyTorch, fused         the same with `fused=True` and a single thread, its fastest setting here
 
     python benchmarks/sweep.py                      # everything: a quarter of an hour
-    python benchmarks/sweep.py --repeats 1 --check  # fails if sweep is not 10 times as fast as PyTorch, with compiling,
+    python benchmarks/sweep.py --repeats 1 --check  # fails if sweep, with compiling, is not 10 × as fast as PyTorch,
                                                     # or if its time grows faster than the grid from 16 to 1,024
     python benchmarks/sweep.py --quick              # a small grid, seconds: does it still run?
 
 How to read the table:
 
-    seconds       everything but importing the packages and loading the data: tracing, compiling, running
+    seconds       everything except importing the packages and loading the data: tracing, compiling, running
     compiling     how much of it was tracing and compiling, as JAX counts it
     / linkax      seconds, divided by those of the first line; and the same without compiling
-    MiB           the process's largest resident memory, and how much of it was there before the grid began
+    MiB           the process's peak resident memory, and how much of it was used before the grid started
 """
 
 import argparse
@@ -52,14 +53,14 @@ from tqdm import tqdm
 from linkax.chains import adam, adamw, sweep
 
 BATCH, HIDDEN = 32, 200
-# Percentage points: the median difference of the accuracies, for each kind of decay; rounding moves some images.
+# Percentage points: the median difference of the accuracies, for each kind of decay; rounding changes a few images.
 AGREEMENT = 1.0
 FASTER_THAN_PYTORCH = 10
 SIZES = (16, 64, 256, 1024)
 
 
 class Task(NamedTuple):
-    """The grid, and everything that a training of it starts from; `orders` are the batches, a row each."""
+    """The grid, and everything that its training runs start from; `orders` are the batches, one per row."""
 
     learning_rates: np.ndarray
     decays: np.ndarray
@@ -76,7 +77,7 @@ class Task(NamedTuple):
 
 
 def task(configurations: int, epochs: int) -> Task:
-    """The task with a grid of that many configurations: two kinds of decay, and a square or a rectangle of the rest."""
+    """The task with a grid of this many configurations: two kinds of decay times a square or rectangle of the rest."""
     rates = 2 ** (int(np.log2(configurations // 2)) // 2)
     images, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     rng = np.random.default_rng(0)
@@ -93,7 +94,7 @@ def task(configurations: int, epochs: int) -> Task:
 
 
 def training(task: Task) -> Callable[[optax.GradientTransformation], dict[str, jax.Array]]:
-    """The training in JAX, the same for all of its contenders: from a transformation to the test accuracy."""
+    """The training run in JAX, the same for all of its contenders: from a transformation to the test accuracy."""
     x, y, x_test, y_test, orders = (jnp.asarray(array) for array in task[2:7])
     first, second = (jnp.asarray(weight) for weight in task.weights)
     start = {"w1": first, "b1": jnp.zeros(HIDDEN), "w2": second, "b2": jnp.zeros(10)}
@@ -195,7 +196,7 @@ PYTORCH = ("PyTorch", "PyTorch, fused")
 
 
 class Result(NamedTuple):
-    """What one process measured: seconds, those of them spent compiling, MiB before and in all, and the accuracies."""
+    """What one process measured: seconds in total and compiling, MiB before and at the peak, and the accuracies."""
 
     seconds: float
     compiling: float
@@ -220,7 +221,7 @@ def measure(name: str, configurations: int, epochs: int) -> Result:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
     if name in PYTORCH:
-        import torch  # noqa: F401  (importing is not what is measured)
+        import torch  # noqa: F401  (importing is not measured)
     what = task(configurations, epochs)
     jax.block_until_ready(jnp.zeros(()) + 1)  # JAX starts its devices
     jax.monitoring.register_event_duration_secs_listener(count)
@@ -230,7 +231,7 @@ def measure(name: str, configurations: int, epochs: int) -> Result:
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
-    """The time that is in any of the spans: one tracing is inside another, and devices are compiled for in parallel."""
+    """The time covered by any of the spans: tracing is nested, and compilation for several devices runs in parallel."""
     total, end = 0.0, -math.inf
     for first, last in sorted(spans):
         total += max(0.0, last - max(first, end))
@@ -239,7 +240,7 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 def measure_elsewhere(name: str, configurations: int, epochs: int) -> Result:
-    """Runs a contender in a process of its own, so that nobody finds another one's compiled programs or memory."""
+    """Runs a contender in its own process, so that none finds another's compiled programs or memory."""
     command = [sys.executable, __file__, "--contender", name, "--size", str(configurations), "--epochs", str(epochs)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -258,22 +259,22 @@ def compare(results: dict[str, Result]) -> list[str]:
     lines = [f"{'':<18}  {'seconds':>7}  {'compiling':>9}  {'/ linkax':>8}  {'without':>7}  {'MiB':>5}  {'before':>6}"]
     for name, it in results.items():
         pairs = list(zip(it.accuracies, first.accuracies))
-        kinds = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]  # of decay: one of them wrong must not hide
+        kinds = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]  # of decay: neither must hide the other
         apart = max(statistics.median(abs(a - b) for a, b in kind) for kind in kinds)
         if apart > AGREEMENT:
-            sys.exit(f"{name} is {apart:.2f} percentage points away from linkax: it trains something else")
+            sys.exit(f"{name} is {apart:.2f} percentage points away from linkax: it does not train the same thing")
         ratios = f"{it.seconds / first.seconds:8.2f}  {it.running / first.running:7.2f}"
         lines.append(f"{name:<18}  {it.seconds:7.2f}  {it.compiling:9.2f}  {ratios}  {it.peak:5.0f}  {it.before:6.0f}")
     return lines
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times a grid of trainings: linkax, Optax, PyTorch.")
+    parser = argparse.ArgumentParser(description="Times a grid of training runs: linkax, Optax, PyTorch.")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contender (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="small grids and few epochs; --check judges nothing then")
+    parser.add_argument("--quick", action="store_true", help="small grids and few epochs; --check then has no effect")
     parser.add_argument("--check", action="store_true", help="fail if a promise is not kept")
     add_save(parser)
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)  # the rest is for our own processes
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)  # the rest is for the subprocesses
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -297,7 +298,7 @@ def main() -> None:
     repeats = 1 if options.quick else options.repeats
     contenders = CONTENDERS
     if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed, so it is left out; `pip install torch` brings it in.")
+        print("PyTorch is not installed, so it is left out; `pip install torch` adds it.")
         contenders = {name: run for name, run in contenders.items() if name not in PYTORCH}
 
     runs: dict[str, list[Result]] = {name: [] for name in contenders}

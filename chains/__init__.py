@@ -1,4 +1,4 @@
-"""The chains: the named optimizers from SGD to AdamW, each one expression of links, and what acts on whole chains."""
+"""The chains: the named optimizers from SGD to AdamW, each built from links, and functions that act on whole chains."""
 
 from .algebra._ablations import ablations as ablations
 from .algebra._chain import Chain as Chain

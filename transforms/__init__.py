@@ -1,6 +1,6 @@
-"""The links: one mechanism of an optimizer each, as a pure `optax.GradientTransformation`.
+"""The links: each is one mechanism of an optimizer, as a pure `optax.GradientTransformation`.
 
-Every link stands at one of the places of w ← w − α · m / √V: the gradient, the moments m and V, the step, the update.
+Every link belongs to one of the places in w ← w − α · m / √V: the gradient, the moments m and V, the step, the update.
 """
 
 from ._adadelta import ScaleByPastRmsState as ScaleByPastRmsState

@@ -37,14 +37,14 @@ class ScaleByPastRmsState(NamedTuple):
     knobs={"decay": "decay"},
 )
 def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransformation:
-    """Multiplies what comes in by the RMS of what this link has put out so far.
+    """Multiplies its input by the RMS of the link's own past outputs.
 
-    Δ_t = √(A_{t−1} + ε) · u_t, then A_t = decay · A_{t−1} + (1 − decay) · Δ_t², from A_0 = 0; puts out Δ_t. It gives
-    a direction without units (a gradient over its RMS) the units of the parameters.
+    Δ_t = √(A_{t−1} + ε) · u_t, then A_t = decay · A_{t−1} + (1 − decay) · Δ_t², from A_0 = 0; returns Δ_t. It gives a
+    unitless direction (a gradient over its RMS) the units of the parameters.
 
     Args:
         decay: How much of the past the mean keeps, ρ, in [0, 1], or a schedule of it.
-        eps: ε ≥ 0, in squared units of the parameters; with ε = 0 nothing ever moves.
+        eps: ε ≥ 0, in squared units of the parameters; with ε = 0 the parameters never move.
 
     Returns:
         A link at the place `"moment"` with state `ScaleByPastRmsState(mean_square_step)`, which has the parameters'
@@ -84,12 +84,12 @@ def scale_by_past_rms(decay: Fraction, eps: NonNegative) -> optax.GradientTransf
 def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.GradientTransformation:
     """Replaces the gradient by Adadelta's step: its ratio to its own RMS, times the RMS of past steps.
 
-    Δ_t = √(A_{t−1} + ε) / √(nu_t + ε) · g_t, with nu the running mean of g² and A the one of Δ². It is
+    Δ_t = √(A_{t−1} + ε) / √(nu_t + ε) · g_t, with nu the running mean of g² and A that of Δ². It is
     `scale_by_rms(rho, eps, eps_in_sqrt=True)` followed by `scale_by_past_rms(rho, eps)`.
 
     Args:
         rho: How much of the past both means keep, ρ, in [0, 1], or a schedule of it.
-        eps: ε ≥ 0, under both roots: it starts the steps, and bounds the division.
+        eps: ε ≥ 0, under both roots. It makes the first steps nonzero and bounds the division.
 
     Returns:
         A link at the place `"moment"`; its state is the pair of its two links' states.
@@ -98,7 +98,7 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.Gra
         ValueError: If a number is outside its range.
 
     Differences:
-        PyTorch, Optax and Keras agree, but for their defaults: learning rate 1 in PyTorch, 0.001 in Keras.
+        PyTorch, Optax and Keras agree except in their defaults: learning rate 1 in PyTorch, 0.001 in Keras.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,10 +126,10 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6) -> optax.Gra
 
 
 def _apart(x: jax.Array) -> jax.Array:
-    """The same number, but XLA for the TPU does not know that.
+    """Returns the same number, but XLA for the TPU does not know that.
 
-    Where a mean of squares is a result and the step is computed from it, it makes two loops: one for the
-    means, and one for the parameters, which reads the new mean again and keeps a copy of the other one until then. That
-    is 48 bytes a parameter instead of 28.
+    Where a mean of squares is a result and the step is computed from it, XLA makes two loops. One computes the means.
+    The other computes the parameters: it reads the new mean again, and needs a copy of the other mean's old value. That
+    is 48 bytes per parameter instead of 28.
     """
     return jax.lax.platform_dependent(x, tpu=lambda x: jnp.where(x == x, x, jnp.nan), default=lambda x: x)

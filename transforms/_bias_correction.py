@@ -1,6 +1,6 @@
-"""Bias correction: an average that starts from zero, divided by the weight it has gathered so far.
+"""Bias correction: an average that starts from zero, divided by the weight it has accumulated so far.
 
-u_t / (1 − decay^t), or behind a ratio u_t · √(1 − decay^t)
+u_t / (1 − decay^t), or after a ratio u_t · √(1 − decay^t)
 """
 
 import math
@@ -20,8 +20,8 @@ from ._schedules import at_steps, weight_gathered
 class BiasCorrectionState(NamedTuple):
     """State of `bias_correction`."""
 
-    weight: jax.Array  # () real: 1 − decay_1 decay_2 … decay_t, what an average from zero has gathered
-    lost: jax.Array  # () real: what rounding has taken off the weight
+    weight: jax.Array  # () real: 1 − decay_1 decay_2 … decay_t, the weight of an average that started from zero
+    lost: jax.Array  # () real: what rounding has lost of the weight
 
 
 def _weight_after(steps: int, decay: Any, **_: object) -> float:
@@ -39,18 +39,18 @@ def _weight_after(steps: int, decay: Any, **_: object) -> float:
     knobs=lambda behind_ratio, **_: {"decay": InFront("second" if behind_ratio else "first")},
 )
 def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> optax.GradientTransformation:
-    """Divides what comes in by 1 − decay^t, t counting the steps from 1.
+    """Divides its input by 1 − decay^t, with t counting the steps from 1.
 
-    After t steps an exponential average that started from zero has gathered the weight 1 − decay^t; dividing by it
-    makes it a true average from the first step on. The same link serves the first and the second moment.
+    After t steps an exponential average that started from zero has accumulated the weight 1 − decay^t; dividing by it
+    makes it a true average from the first step on. The same link works for the first and the second moment.
 
-    The weight is kept, and grows by its missing part times 1 − decay at every step: nothing cancels, where the plain
-    form is wrong by 1e-5 in float32 at decay = 0.999. Where the decay changes, by a schedule or by hand, the weight is
-    1 − decay_1 ⋯ decay_t, which is what the average with these decays has gathered.
+    The link stores the weight and adds (1 − weight) · (1 − decay) to it at every step. Nothing cancels, whereas the
+    direct formula is wrong by 1e-5 in float32 at decay = 0.999. If the decay changes, by a schedule or by hand, the
+    weight is 1 − decay_1 ⋯ decay_t, which is what the average with these decays has accumulated.
 
     Args:
-        decay: The decay of the average that comes in, β, in [0, 1), or the same schedule of it.
-        behind_ratio: Whether it stands behind the `moment_ratio` whose second moment it corrects, instead of inside.
+        decay: The decay of the incoming average, β, in [0, 1), or the same schedule of it.
+        behind_ratio: Whether it comes after the `moment_ratio` whose second moment it corrects, instead of inside it.
             It then multiplies by √(1 − β^t), and ε was added to the uncorrected root ("ε-hat").
 
     Returns:
@@ -61,8 +61,8 @@ def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> opt
 
     Differences:
         PyTorch divides the root of the second moment by √(1 − β2^t), which is the same; TensorFlow folds both
-        corrections into the learning rate, which changes what ε means: the second one moved behind the ratio. Where β
-        changes, PyTorch and Optax divide by 1 − β_t^t, which is not the weight of the average.
+        corrections into the learning rate, which changes the meaning of ε: it amounts to moving the second correction
+        after the ratio. Where β changes, PyTorch and Optax divide by 1 − β_t^t, which is not the weight of the average.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -80,7 +80,7 @@ def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> opt
     """
 
     def init(params):
-        dtype = scalar_dtype(params)  # two arrays: one in two places could not be donated
+        dtype = scalar_dtype(params)  # two arrays: one array in two places could not be donated
         return BiasCorrectionState(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def update(updates, state, params=None):

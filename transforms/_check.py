@@ -1,9 +1,8 @@
-"""What an argument may be: declared in the signature, checked when a link is built.
+"""What an argument may be: it is declared in the signature and checked when a link is built.
 
-A factory says what it accepts through its annotations (`decay: Fraction`, `eps: NonNegative`,
-`first_step: Literal["zeros", "gradient"]`); `checked` reads them once and refuses everything else with
-a message that names the function, the argument, the allowed range and the value. Values that JAX is
-tracing have no value yet, so they pass.
+A factory declares what it accepts through its annotations (`decay: Fraction`, `eps: NonNegative`,
+`first_step: Literal["zeros", "gradient"]`); `checked` reads them once and rejects everything else with a message that
+names the function, the argument, the allowed range and the value. Traced values are not known yet, so they pass.
 """
 
 import dataclasses
@@ -29,7 +28,8 @@ _R = TypeVar("_R")
 class Interval:
     """A range of real numbers, written as mathematicians do: "[0, 1)" holds 0 but not 1.
 
-    With `schedule`, a function of the step count may stand for the number; with `constant`, it is read only once.
+    With `schedule`, a function of the step count may take the number's place; with `constant`, the number is read only
+    once.
     """
 
     text: str
@@ -46,13 +46,13 @@ class Interval:
 
 
 Number = float | jax.Array
-"""A number: a Python one, or a JAX array of shape (), traced or not."""
+"""A number: a Python number, or a JAX array of shape (), traced or not."""
 
 Schedule = Callable[[jax.typing.ArrayLike], Any]
-"""A function from the step count, from 0, to a number, such as Optax's schedules."""
+"""A function from the step count, which starts at 0, to a number, such as Optax's schedules."""
 
 Constant = Annotated[Number, Interval("[0, inf)", constant=True)]
-"""A finite number of at least 0 that is the same at all steps, such as an initial accumulator."""
+"""A finite number of at least 0 that stays the same throughout training, such as an initial accumulator."""
 
 NonNegative = Annotated[Number | Schedule, Interval("[0, inf)", schedule=True)]
 """A finite number of at least 0, or a schedule of such numbers: ε, a decay over time."""
@@ -61,20 +61,20 @@ Positive = Annotated[Number, Interval("(0, inf)")]
 """A finite number above 0: what something is divided by."""
 
 Fraction = Annotated[Number | Schedule, Interval("[0, 1]", schedule=True)]
-"""A number in [0, 1], or a schedule of such numbers: a decay at which 1 still has a meaning (nothing is forgotten)."""
+"""A number in [0, 1], or a schedule of such numbers: a decay for which 1 is still meaningful (nothing is forgotten)."""
 
 ProperFraction = Annotated[Number | Schedule, Interval("[0, 1)", schedule=True)]
-"""A number in [0, 1), or a schedule of such numbers: a decay that is also divided by, as 1 − decay^t."""
+"""A number in [0, 1), or a schedule of such numbers: a decay β where something is divided by 1 − β^t."""
 
 Rate = Annotated[Number | Schedule, Interval("[0, inf)", schedule=True)]
 """A finite number of at least 0, or a schedule of such numbers: a learning rate, a weight decay."""
 
 
 def check_whole_number(what: str, value: Any, most: int | None = None) -> None:
-    """Raises if a value is no Python integer of at least 0, and at most `most` if that is given."""
+    """Raises unless the value is a Python integer of at least 0, and at most `most` if that is given."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (most is not None and value > most):
         allowed = "of at least 0" if most is None else f"from 0 to {most}"
-        raise ValueError(f"{what} must be a whole number {allowed}, got {value!r}")
+        raise ValueError(f"{what} must be an integer {allowed}, got {value!r}")
 
 
 def is_traced(value: Any) -> bool:
@@ -83,18 +83,18 @@ def is_traced(value: Any) -> bool:
 
 
 def known(value: Any) -> float | None:
-    """A hyperparameter's value, or `None` while it is traced, and for a schedule.
+    """A hyperparameter's value, or `None` if it is traced or a schedule.
 
-    (Comparing the hyperparameter itself would make a traced value of a JAX array that is known, inside `jax.jit`.)
+    (Inside `jax.jit`, comparing the hyperparameter itself would turn a known JAX array into a traced value.)
     """
     return None if is_traced(value) or callable(value) else float(value)
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a hyperparameter is the plain Python number 0, which leaves its link out of a chain.
+    """Whether a hyperparameter is the plain Python number 0, in which case its link is left out of the chain.
 
-    A JAX array never does, not even a concrete zero: which links a chain has must not depend on whether it is
-    built inside or outside `jax.jit` (`optax.inject_hyperparams` does both).
+    A JAX array never counts, not even a concrete zero: which links a chain has must not depend on whether it is built
+    inside or outside `jax.jit` (`optax.inject_hyperparams` does both).
     """
     return isinstance(value, numbers.Real) and value == 0
 
@@ -166,11 +166,11 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     "step_size": ("learning_rate",),
     "wd": ("weight_decay",),
 }
-"""What PyTorch, Keras, Optax and the papers call arguments, and what they may be here, the likeliest first."""
+"""What PyTorch, Keras, Optax and the papers call arguments, and what they may be called here, the most likely first."""
 
 
 def alike(name: str, names: Collection[str]) -> list[str]:
-    """Those of the names that somebody may have meant who wrote another one."""
+    """Those of the names that a user who wrote another name may have meant."""
     for meant in _ELSEWHERE.get(name, ()):
         if all(one in names for one in meant.split()):
             return meant.split()
@@ -178,7 +178,7 @@ def alike(name: str, names: Collection[str]) -> list[str]:
 
 
 def did_you_mean(names: Sequence[str]) -> str:
-    """The end of a message about a name that is not known, if something like it is."""
+    """The end of an error message about an unknown name, if a similar name is known."""
     return f"; did you mean {' and '.join(filter(None, (', '.join(names[:-1]), *names[-1:])))}?" if names else ""
 
 
@@ -188,7 +188,7 @@ def _interval(hint: Any) -> Interval | None:
 
 
 def _check_one(what: str, value: Any, hint: Any) -> Any:
-    """Returns `value` as the factories want it, or raises if `hint` does not allow it."""
+    """Returns `value` in the form that factories expect, or raises if `hint` does not allow it."""
     if get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
         if value is None:
             return None
@@ -211,10 +211,10 @@ def _check_number(what: str, value: Any, interval: Interval) -> Any:
         _check_schedule(what, value, interval)
         return value
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        value = value.item()  # a Python number follows the precision of what it meets, a NumPy one imposes its own
+        value = value.item()  # Python numbers adopt the precision of the other operand, NumPy ones impose their own
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         try:
-            value = number = float(value)  # JAX has no arithmetic for fractions, and 1 and 1.0 are to be the same
+            value = number = float(value)  # JAX has no arithmetic for fractions, and 1 and 1.0 should be the same
         except OverflowError:
             number = math.inf
     elif isinstance(value, jax.Array | np.ndarray):
@@ -236,8 +236,8 @@ def _check_number(what: str, value: Any, interval: Interval) -> Any:
 
 
 def _check_schedule(what: str, schedule: Schedule, interval: Interval) -> None:
-    """Raises if a schedule is not a function from the step count to one real number, or begins outside the interval."""
-    from ._describe import describe  # which tells traced values from others with this file's help
+    """Raises if a schedule is not a function from the step count to one real number, or starts outside the interval."""
+    from ._describe import describe  # which itself imports this file
 
     refusal = f"{what} must be {interval}, got {describe(schedule)}"
     name = getattr(schedule, "__name__", "")
@@ -246,8 +246,8 @@ def _check_schedule(what: str, schedule: Schedule, interval: Interval) -> None:
         inspect.signature(schedule).bind(0)
     except TypeError:
         arguments = ", ".join(inspect.signature(schedule).parameters) or "nothing"
-        raise TypeError(f"{refusal}, which takes {arguments}, and not the step count alone{hint}") from None
-    except ValueError:  # a built-in function that does not say what it takes
+        raise TypeError(f"{refusal}, which takes {arguments} instead of the step count alone{hint}") from None
+    except ValueError:  # a built-in function without a signature
         pass
     try:
         first = _first(schedule)
@@ -264,11 +264,11 @@ def _check_schedule(what: str, schedule: Schedule, interval: Interval) -> None:
     if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"{refusal}, which returns an array of dtype {dtype}")
     if not isinstance(first, jax.ShapeDtypeStruct) and float(first) not in interval:
-        raise ValueError(f"{refusal}, which begins with {float(first)!r}")
+        raise ValueError(f"{refusal}, which starts at {float(first)!r}")
 
 
 def _first(schedule: Schedule) -> Any:
-    """What a schedule gives at step 0, as far as it is known without computing, which would compile its operations."""
+    """The value of a schedule at step 0, as far as it is known without running (and so compiling) its operations."""
     dtype = jax.dtypes.canonicalize_dtype(jnp.int64)
     found: list[Any] = []
 
@@ -278,6 +278,6 @@ def _first(schedule: Schedule) -> Any:
 
     try:
         jax.eval_shape(note, jax.ShapeDtypeStruct((), dtype))
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python decides on the count
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python branches on the count
         return schedule(np.zeros((), dtype))
     return found[0]

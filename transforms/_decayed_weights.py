@@ -1,4 +1,4 @@
-"""u + λ w: the arithmetic that both kinds of weight decay share. What tells them apart is where they stand."""
+"""u + λ w: the arithmetic that both kinds of weight decay share. They differ in their place in the chain."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ def add_decayed_weights(where: str, weight_decay: Any, mask: Any, factor: Number
     if not is_function(mask):
         check_flags(where, mask)
 
-    # Arrays may be of half precision, where 1/α would be rounded.
+    # Arrays may have half precision, in which 1/α would be rounded.
     share = jnp.asarray(weight_decay, jnp.result_type(float)) if isinstance(weight_decay, jax.Array) else weight_decay
     share = factor * share if isinstance(factor, jax.Array) or factor != 1 else share
 
     def init(params):
-        if jax.tree.leaves(params):  # there are none where Optax only wants to know which arrays belong to parameters
+        if jax.tree.leaves(params):  # none if Optax only asks which arrays belong to parameters
             selected(where, mask, params)
         return optax.EmptyState()
 

@@ -1,4 +1,4 @@
-"""How a link and its hyperparameters are written down for people."""
+"""How a link and its hyperparameters are printed."""
 
 import contextlib
 import numbers
@@ -21,7 +21,7 @@ def call_text(name: str, described: Mapping[str, str]) -> str:
 
 
 def describe(value: Any) -> str:
-    """Writes one hyperparameter on one line: a number plainly, a schedule as the call that made it, a tracer as one."""
+    """Writes one hyperparameter on one line: a number as is, a schedule as the call that made it, a tracer as such."""
     if is_traced(value):
         return f"<traced {value.dtype}>"
     if isinstance(value, jax.Array | np.ndarray):
@@ -41,7 +41,7 @@ def describe(value: Any) -> str:
 
 
 def describe_function(function: Callable) -> str:
-    """Writes a function; one made by a call, like Optax's schedules, as that call and what it was given."""
+    """Writes a function; one made by a call, like Optax's schedules, is written as that call with its arguments."""
     if getattr(function, "__qualname__", "").startswith("with_extra_args_support."):
         return describe(closed_over(function)["tx"])
     maker, nested, own = getattr(function, "__qualname__", type(function).__name__).partition(".<locals>")
@@ -55,7 +55,7 @@ def describe_function(function: Callable) -> str:
 
 
 def _joined(schedules: Sequence[Callable], boundaries: Sequence[Any]) -> str:
-    """Schedules one after the other, in words that a line can hold."""
+    """Joined schedules, in words that fit on one line."""
     texts = [describe(schedule) for schedule in schedules]
     for parts in (texts, [text.partition("(")[0] for text in texts]):
         steps = [f"{part} until step {describe(step)}" for part, step in zip(parts, boundaries)]
@@ -66,7 +66,7 @@ def _joined(schedules: Sequence[Callable], boundaries: Sequence[Any]) -> str:
 
 
 def closed_over(function: Callable) -> dict[str, Any]:
-    """The variables that a function has from the one it was defined in, as far as they have values yet."""
+    """The variables that a function closes over, as far as they have values yet."""
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
     contents = {}
     for name, cell in zip(names, getattr(function, "__closure__", None) or ()):

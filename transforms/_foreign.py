@@ -1,9 +1,9 @@
-"""What Optax's own transformations are: what its combinators hold, and what the states of its optimizers mean.
+"""What linkax knows of Optax's transformations: what its combinators hold, and what the states of its optimizers mean.
 
-Optax hands out pairs of functions and nothing else. What such a pair was made from is read off the variables that the
-functions closed over. Combinators that are not in this file, and those of other libraries, stay opaque: whoever would
-have to look inside one refuses. Everything here is for Optax from 0.2.8; `tests/transforms/test_foreign.py` notices
-when that changes.
+An Optax transformation is a pair of functions and nothing else. What it was made from is read off the variables that
+the functions close over. Combinators that are not in this file, and those of other libraries, stay opaque: code that
+would have to look inside one raises. Everything here is for Optax 0.2.8 and newer; `tests/transforms/test_foreign.py`
+notices when Optax changes.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ._meaning import Count, Field, Moment, Own
 
 
 class Held(NamedTuple):
-    """What a foreign transformation holds; a tuple of transformations has a tuple of states. The rest is `Slot`'s."""
+    """What a foreign transformation holds; a tuple of transformations has a tuple of states. The rest: see `Slot`."""
 
     tx: optax.GradientTransformation | tuple[optax.GradientTransformation, ...]
     path: tuple[Any, ...]
@@ -39,17 +39,17 @@ def _no_rebuild(changes: dict[str, Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """What is known of a transformation that no link factory has built.
+    """What is known about a transformation that was not built by a link factory.
 
     Attributes:
         name: The function that made it.
-        hyperparams: What that was given, as far as it is known, apart from transformations.
-        defaults: The default values of these.
+        hyperparams: The arguments of that function, as far as they are known, except transformations.
+        defaults: The default values of these arguments.
         holds: The transformations inside it.
-        rebuild: Makes it anew with others in some of its slots.
-        state: What its state's fields mean, by their names, or the tuples of names that lead to them.
-        out: What leaves it, for `{}` that comes in; `None` if that is not known.
-        factor: What it multiplies by; `None` if that is not known.
+        rebuild: Builds it again with other transformations in some of its slots.
+        state: What its state's fields mean, by field name, or by the tuple of names that leads to the field.
+        out: What it returns, in words, with `{}` for its input; `None` if unknown.
+        factor: What it multiplies by; `None` if unknown.
         is_opaque: Whether it holds something that cannot be looked into.
         labels: Which group each parameter belongs to: a tree, or a function from the parameters to one.
     """
@@ -67,19 +67,19 @@ class Anatomy:
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing happens in it."""
+        """Whether it is `optax.identity()`."""
         return self.name == "identity"
 
 
 def anatomy_of(tx: optax.GradientTransformation) -> Anatomy:
-    """What is known of a transformation, by the function that made it."""
+    """What is known about a transformation, by the function that made it."""
     known: Any = getattr(tx.update, "_linkax", None)
-    if hasattr(known, "anatomy"):  # a whole optimizer of ours that stands in place of a link
+    if hasattr(known, "anatomy"):  # a whole optimizer of ours, used as a link
         return known.anatomy()
-    if hasattr(known, "hyperparams"):  # a link of ours, of which somebody has taken the update alone
+    if hasattr(known, "hyperparams"):  # a link of ours of which only the update was taken
         return Anatomy(known.name, known.hyperparams)
     name = _maker(tx.update)
-    if name == "with_extra_args_support":  # Optax's adapter; what it adapts is what people know
+    if name == "with_extra_args_support":  # Optax's adapter: look at what it adapts
         return anatomy_of(closed_over(tx.update)["tx"])
     if isinstance(steps := getattr(tx.update, "__self__", None), optax.MultiSteps):
         return _multi_steps(steps)
@@ -101,7 +101,7 @@ def _maker(function: Any) -> str:
 
 
 def _arguments(name: str, tx: optax.GradientTransformation) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the function that made a transformation was given, and its defaults, as far as they can be seen."""
+    """The arguments and defaults of the function that made a transformation, as far as they can be seen."""
     found = _closed_over_deeply(tx.init) | _closed_over_deeply(tx.update)
     maker = getattr(sys.modules.get(getattr(tx.update, "__module__", "") or ""), name, None)
     if not isinstance(maker, types.FunctionType):
@@ -113,7 +113,7 @@ def _arguments(name: str, tx: optax.GradientTransformation) -> tuple[dict[str, A
 
 
 def _closed_over_deeply(function: Any, depth: int = 2) -> dict[str, Any]:
-    """The variables a function closed over, and those that its helpers did; its own come first."""
+    """The variables that a function and its helpers close over; the function's own take precedence."""
     own = closed_over(function)
     helpers = [value for value in own.values() if isinstance(value, types.FunctionType)] if depth else []
     found: dict[str, Any] = {}
@@ -141,13 +141,13 @@ def _holds_transformations(tx: optax.GradientTransformation) -> bool:
 
 
 class _Combinator(NamedTuple):
-    """What a combinator holds, how to build it anew, which arguments are not to be shown, and what its state means."""
+    """What a combinator holds, how to rebuild it, which arguments not to show, and what its state means."""
 
     holds: dict[str, Held]
     rebuild: Callable[[dict[str, Any]], Any]
     hidden: set[str]
     state: dict[Any, Field] = {}  # noqa: RUF012
-    arguments: dict[str, Any] | None = None  # if they are not called in the functions as in the signature
+    arguments: dict[str, Any] | None = None  # if the functions name them differently from the signature
 
 
 def _chain(given: Mapping[str, Any]) -> _Combinator:
@@ -192,7 +192,7 @@ def _around(
     gates: bool = False,
     **state: Field,
 ) -> Callable[[Mapping[str, Any]], _Combinator]:
-    """A combinator around one transformation, which it was given as `argument`."""
+    """A combinator that wraps one transformation, its argument `argument`."""
 
     def read(given: Mapping[str, Any]) -> _Combinator:
         rest = {name: given[name] for name in others}
@@ -218,7 +218,7 @@ def _masked(given: Mapping[str, Any]) -> _Combinator:
 
 def _inject_hyperparams(given: Mapping[str, Any]) -> _Combinator:
     scheduled = given["sched_hps"]
-    # As Optax builds it in every step: with arrays, which are there even where they are 0.
+    # As Optax builds it at every step: with arrays, so that a 0 is kept too.
     numbers = {name: jnp.asarray(value) for name, value in given["numeric_hps"].items()}
     now = {name: schedule(schedule.init()) for name, schedule in scheduled.items()}
     inner = given["inner_factory"](**given["other_hps"], **numbers, **now)
@@ -226,8 +226,8 @@ def _inject_hyperparams(given: Mapping[str, Any]) -> _Combinator:
     def rebuild(changes: dict[str, Any]) -> Any:
         del changes
         raise ValueError(
-            "chain: what optax.inject_hyperparams holds is built anew in every step, so its links cannot be changed; "
-            "change the factory it was given, or use linkax.chains.live around a chain"
+            "chain: what optax.inject_hyperparams holds is rebuilt at every step, so its links cannot be changed; "
+            "change the factory that was passed to it, or wrap a chain in linkax.chains.live"
         )
 
     held = {"inner": Held(inner, ("inner_state",), is_live=True)}
@@ -235,7 +235,7 @@ def _inject_hyperparams(given: Mapping[str, Any]) -> _Combinator:
     for name in (*numbers, *scheduled):
         state["hyperparams", name] = Own(is_value=True, is_scheduled=name in scheduled)
     for name, schedule in scheduled.items():
-        if isinstance(schedule, optax.schedules.WrappedSchedule):  # of the step count, and nothing else
+        if isinstance(schedule, optax.schedules.WrappedSchedule):  # a function of the step count alone
             state["hyperparams_states", name, "count"] = Count()
     arguments = {name: getattr(schedule, "schedule_fn", schedule) for name, schedule in scheduled.items()}
     others = {name: value for name, value in given["other_hps"].items() if value is not None and value is not False}
@@ -244,7 +244,7 @@ def _inject_hyperparams(given: Mapping[str, Any]) -> _Combinator:
 
 def _multi_steps(steps: optax.MultiSteps) -> Anatomy:
     every: Any = vars(steps)["_every_k_schedule"]
-    every = closed_over(every).get("every_k_schedule", every)  # a whole number stands in a function of its own
+    every = closed_over(every).get("every_k_schedule", every)  # Optax wraps an integer in a function
     arguments = {
         "every_k_schedule": every,
         "use_grad_mean": vars(steps)["_use_grad_mean"],
@@ -304,7 +304,7 @@ def _leaf(out: str | None = "{}", factor: Any = 1.0, **state: Field) -> Anatomy:
 
 
 def _mean(of: str, decay: str = "decay", **more: Any) -> Moment:
-    """An average; `decay` is what Optax calls the share of the old."""
+    """An average; `decay` is Optax's name for the weight of the old value."""
     return Moment(of, lambda **given: 1 - given[decay], lambda **_: True, **more)
 
 

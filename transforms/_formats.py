@@ -1,30 +1,32 @@
-"""How an array of optimizer state is kept in fewer bits.
+"""How an array of optimizer state is stored in fewer bits.
 
-bfloat16 is float32 without its low half. The other formats keep one code an element, of one byte or of four bits, and
-one scale a block of elements:
+bfloat16 is float32 without its lower half. The other formats store one code per element, of one byte or four bits, and
+one scale per block of elements:
 
 x ≈ scale · level(code),   scale = the largest |x| of the block
 
-| format   | level of code c, with a sign              | level of code c, without                       |
+| format   | level of code c, signed                   | level of code c, unsigned                      |
 | -------- | ----------------------------------------- | ---------------------------------------------- |
 | `float8` | float8 e4m3 over 256                      | a float of 5 bits of exponent, 3 of mantissa   |
 | `int8`   | sign(c) · (c/127)⁴, c = −127 … 127        | ((c + 1)/256)⁴, c = 0 … 255                    |
 | `int4`   | sign(c) · 2^(|c| − 7), c = −7 … 7, 0 at 0 | 2^(c − 7), c = −8 … 7                          |
 
-Moments of one block differ by orders of magnitude, so the levels lie closer together towards zero. None needs a table:
-two squarings decode a fourth power and two square roots encode it, and the others are the upper bits of a float32.
+Moments within a block differ by orders of magnitude, so the levels lie closer together towards zero. No format needs a
+table: two squarings decode a fourth power and two square roots encode it, and the other levels are the upper bits of a
+float32.
 
-The largest is a level, so that a state that does not change keeps its codes.
+The largest element is itself a level, so a state that does not change keeps its codes.
 
-What is never negative (a second moment) has codes without a sign and without zero: it is divided by, and rounding it to
-zero would turn a small step into an infinite one. What is below the lowest level becomes the lowest level, whose root
-is 1/65536 of the largest one's (1/46341 for `float8`, 1/181 for `int4`); zero too, unless all of the block is zero.
+Arrays that are never negative (second moments) have unsigned codes without a zero. Their root is a divisor, and
+rounding it to zero would turn a small step into an infinite one. A value below the lowest level becomes the lowest
+level, whose root is 1/65536 of the largest one's (1/46341 for `float8`, 1/181 for `int4`). So does a zero, unless the
+whole block is zero.
 
-A block is a whole row or column: all elements along one axis. So nothing is reshaped. Codes have the array's shape and
-scales broadcast to it, a sharded array has sharded codes, and XLA makes two loops over memory of a step: one over the
-gradient and the old codes for the new maxima, one that makes the new codes and parameters. Blocks of a fixed length,
-which cut an axis, come out so on a TPU for some sizes only; for others XLA stores the moments in float32 on the way
-(8 bytes a parameter), or fails to compile.
+A block is a whole row or column: all elements along one axis. So nothing is reshaped: codes have the array's shape,
+scales broadcast to it, and a sharded array has sharded codes. XLA compiles a step into two loops over memory: one reads
+the gradient and the old codes to find the new maxima, the other computes the new codes and parameters. With blocks of a
+fixed length, which split an axis, a TPU needs only these two loops for some sizes; for others XLA stores the moments in
+float32 in between (8 bytes per parameter), or fails to compile.
 """
 
 from typing import Any, Literal, NamedTuple, get_args
@@ -42,14 +44,14 @@ Rounding = Literal["stochastic", "nearest"]
 
 
 class Blocks(NamedTuple):
-    """An array kept as codes, with a scale for each block of them."""
+    """An array stored as codes, with a scale for each block of them."""
 
     codes: jax.Array  # the array's shape, of one byte or four bits
-    scales: jax.Array  # the array's shape but for the axis of the blocks, which is 1; float32
+    scales: jax.Array  # the array's shape, except 1 along the blocks' axis; float32
 
 
 def fits(format: Format, shape: tuple[int, ...]) -> bool:
-    """Whether an array of this shape can be kept so: bfloat16 always, else if there is an axis long enough."""
+    """Whether an array of this shape can be stored in the format: bfloat16 always, others if an axis is long enough."""
     return format == "bfloat16" or bool(_axes(tuple(shape)))
 
 
@@ -63,23 +65,24 @@ def encode(
     before: Any = None,
     scales: jax.Array | None = None,
 ) -> jax.Array | Blocks:
-    """An array as it is kept.
+    """Encodes an array as it is stored.
 
     Args:
         format: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`.
-        x: A floating-point array of a shape that fits; what is wider is rounded to float32 first.
-        positive: Whether it is never negative.
-        seed: A uint32 scalar, another one at each step (`seed_of`); only stochastic rounding needs it.
-        rounding: `"stochastic"`, to one of the two next levels so that the mean is x, or `"nearest"`. An average that
-            moves by less than half of the levels' distance in each step stands still when rounded to the nearest.
-        before: What was kept until now, whose blocks lie along the same axis. Without it an axis is chosen: one along
-            which the array is not sharded, if JAX can tell (of what is traced, only on a mesh with explicit axes), and
-            then the shortest that is not too short.
+        x: A floating-point array of a shape that fits; wider dtypes are rounded to float32 first.
+        positive: Whether the array is never negative.
+        seed: A uint32 scalar, different at each step (`seed_of`); only stochastic rounding needs it.
+        rounding: `"stochastic"`, to one of the two neighbouring levels at random, so that the mean is x, or
+            `"nearest"`. An average that moves by less than half the distance between levels at each step stands still
+            when rounded to the nearest.
+        before: The array as stored so far, whose blocks lie along the same axis. Without it an axis is chosen: one
+            along which the array is not sharded, if JAX can tell (for a traced array, only on a mesh with explicit
+            axes), and among those the shortest that is long enough.
         scales: The blocks' scales, if they have been computed already (`block_scales`).
 
     Returns:
-        An array for bfloat16, else `Blocks`. A block with a NaN, an infinity or a number above 2¹²⁶ becomes NaN as a
-        whole: an overflow stays visible.
+        An array for bfloat16, otherwise `Blocks`. A block with a NaN, an infinity or a number above 2¹²⁶ becomes NaN as
+        a whole, so that an overflow stays visible.
 
     Raises:
         ValueError: If `format` or `rounding` is none of these, or the shape does not fit.
@@ -92,41 +95,42 @@ def encode(
         return stochastic(x, jnp.bfloat16, seed) if rounding == "stochastic" else x.astype(jnp.bfloat16)
     if scales is None:
         scales = block_scales(x, before)
-    # What is smaller than the least normal number, devices take for 0 anyway.
+    # Devices treat what is below the smallest normal number as 0 anyway.
     inverse = jnp.where(scales < jnp.finfo(jnp.float32).tiny, 0, 1 / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny))
-    share = (jnp.maximum(x, 0) if positive else x) * inverse  # at most 1, but for rounding
+    share = (jnp.maximum(x, 0) if positive else x) * inverse  # at most 1, up to rounding
     noise = None if rounding == "nearest" else uniform(x, seed)
     return Blocks(_CODES[format](share, noise, positive), scales)
 
 
 def decode(format: Format, kept: Any, *, positive: bool) -> jax.Array:
-    """What `encode` made, as a float32 array: of the same shape, not negative if `positive`."""
+    """Decodes what `encode` returned to a float32 array of the same shape, not negative if `positive`."""
     if format == "bfloat16":
         return kept.astype(jnp.float32)
     return _LEVELS[format](kept[0], positive) * kept[1]
 
 
 def block_scales(x: ArrayLike, before: Any = None) -> jax.Array:
-    """The scales of an array's blocks: of each the largest |x|, or NaN if that is above 2¹²⁶ or not a number.
+    """The scales of an array's blocks: the largest |x| of each, or NaN if that is above 2¹²⁶ or not a number.
 
-    Where XLA stores the float32 array between finding the maxima and making the codes (on a GPU), compute the array
-    twice: once for the scales; then from the same inputs behind a `jax.lax.optimization_barrier` together with the
-    scales, for `encode(..., scales=scales)`.
+    Where XLA stores the float32 array between finding the maxima and computing the codes (on a GPU), compute the array
+    twice: once for the scales, and again for `encode(..., scales=scales)`, from the same inputs passed through a
+    `jax.lax.optimization_barrier` together with the scales.
 
     Args:
         x: A floating-point array of a shape that fits.
-        before: What was kept until now, whose blocks lie along the same axis.
+        before: The array as stored so far, whose blocks lie along the same axis.
     """
     x = jnp.asarray(x, jnp.float32)
     axis = _axis(x) if before is None else _axis_of(before)
-    # The bits of numbers without a sign count them in order, NaN last; a maximum of floats may lose a NaN on CPUs.
+    # The bits of nonnegative floats, read as integers, are in the same order, NaN last; a maximum of floats may lose a
+    # NaN on CPUs.
     size = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
     bits = jnp.max(size, axis=axis, keepdims=True)
     return jnp.where(bits <= _LARGEST, jax.lax.bitcast_convert_type(bits, jnp.float32), jnp.nan)
 
 
 _LARGEST = (126 + 127) << 23
-"""The bits of 2¹²⁶: the inverse of a larger scale would be less than the least normal number."""
+"""The bits of 2¹²⁶: the inverse of a larger scale would be below the smallest normal number."""
 
 
 # The axis of the blocks.
@@ -136,10 +140,11 @@ _SHORTEST = 80
 
 
 def _axes(shape: tuple[int, ...]) -> list[int]:
-    """The axes along which blocks may lie, the best first.
+    """The axes along which blocks may lie, best first.
 
-    Along the shortest that is long enough, a block's elements have most in common: in an embedding of many words, one
-    word's. The last two axes are a layer's inputs and outputs; what lies before them may be layers or heads.
+    Along the shortest axis that is long enough, a block's elements have most in common: in an embedding of many words,
+    they are one word's. The last two axes are a layer's inputs and outputs; the axes before them may be layers or
+    heads.
     """
     if len(shape) < 2 or 0 in shape:
         return []
@@ -148,7 +153,7 @@ def _axes(shape: tuple[int, ...]) -> list[int]:
 
 
 def _axis(x: jax.Array) -> int:
-    """The axis for an array of which nothing has been kept yet."""
+    """The axis for an array that has not been stored yet."""
     axes = _axes(x.shape)
     if not axes:
         raise ValueError(
@@ -159,14 +164,14 @@ def _axis(x: jax.Array) -> int:
 
 
 def _local_shape(x: jax.Array) -> tuple[int, ...]:
-    """The shape of one device's part of an array, as far as JAX knows: of what is traced, along explicit axes alone."""
+    """The shape of one device's part of an array, as far as JAX knows; of a traced array, along explicit axes only."""
     if isinstance(x, jax.core.Tracer):
         return jax.typeof(x).sharding.shard_shape(x.shape)
     return x.sharding.shard_shape(x.shape) if hasattr(x, "sharding") else x.shape
 
 
 def _axis_of(kept: Blocks) -> int:
-    """The axis along which blocks lie, which the two shapes tell."""
+    """The axis along which blocks lie, inferred from the two shapes."""
     codes, scales = kept
     return next(axis for axis, (size, count) in enumerate(zip(codes.shape, scales.shape)) if size != count)
 
@@ -175,11 +180,11 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
-# Codes. Each takes a share of its block's scale, in [−1, 1], and a random number in [0, 1) or `None`.
+# Codes. Each function takes a share of the block's scale, in [−1, 1], and a random number in [0, 1) or `None`.
 
 
 def _goes_up(share: jax.Array, low: jax.Array, high: jax.Array, noise: jax.Array | None) -> jax.Array:
-    """1 where the share goes to the level above, 0 where to the one below."""
+    """1 where the share is rounded to the level above, 0 where to the one below."""
     threshold = 0.5 if noise is None else noise
     return (threshold * (high - low) < share - low).astype(jnp.float32)
 
@@ -229,19 +234,19 @@ def _int4_level(code: jax.Array, positive: bool) -> jax.Array:
 
 
 def _from_exponent(exponent: jax.Array) -> jax.Array:
-    """2 to the power of an exponent as float32 has it, 127 for 2⁰."""
+    """2 to the power of a biased float32 exponent: 127 for 2⁰."""
     return jax.lax.bitcast_convert_type(exponent << 23, jnp.float32)
 
 
 _LOWEST = 96 << 3
-"""The exponent and the first three bits of the mantissa of 2⁻³¹, as float32 has them: code 0 without a sign."""
+"""The exponent and the first three bits of the mantissa of 2⁻³¹ in float32: the unsigned code 0."""
 
 
 def _float8_code(share: jax.Array, noise: jax.Array | None, positive: bool) -> jax.Array:
     if positive:
         low = jnp.maximum(_bits(share) >> 20, np.uint32(_LOWEST))
         up = _goes_up(share, _from_high_bits(low), _from_high_bits(low + 1), noise)
-        # (From whole numbers to whole numbers, XLA for the TPU makes a loop of its own of it.)
+        # (From integers to integers, XLA for the TPU would compile this to a separate loop.)
         return ((low - np.uint32(_LOWEST)).astype(jnp.float32) + up).astype(jnp.uint8)
     size = jnp.abs(share) * 256
     normal = _bits(size) >> 20
@@ -260,7 +265,7 @@ def _float8_level(code: jax.Array, positive: bool) -> jax.Array:
 
 
 def _from_high_bits(bits: jax.Array) -> jax.Array:
-    """The float32 with a sign of +, these 8 bits of exponent and 3 of mantissa, and zeros."""
+    """The positive float32 with these 8 bits of exponent and 3 of mantissa, and zeros after them."""
     return jax.lax.bitcast_convert_type(bits << 20, jnp.float32)
 
 

@@ -1,9 +1,9 @@
-"""When two hyperparameters are the same, so that links built alike compare and hash alike.
+"""When two hyperparameters are the same, so that links built in the same way compare and hash equal.
 
-A chain may be the key of a compilation cache, so "the same" has to be safe rather than clever: a function made by a
-call (Optax's schedules, a lambda) is the same as another if both run the same code on the same plain values. As soon
-as it reaches anything that could change without the function changing (an object, a class, a module of the user's), it
-is only the same as itself.
+A chain may be a key in a compilation cache, so "the same" has to be safe rather than clever. A function made by a call
+(one of Optax's schedules, a lambda) is the same as another if both run the same code on the same plain values. If it
+reaches anything that could change without the function changing (an object, a class, a user's module), it equals only
+itself.
 """
 
 import dis
@@ -23,7 +23,7 @@ from ._describe import closed_over
 _STEADY_MODULES = frozenset(
     ("jax", "jaxlib", "numpy", "optax", "chex", "flax", "linkax", "math", "operator", "functools", "builtins")
 )
-_LARGEST_ARRAY = 2**16  # bytes; a larger array counts as an object rather than be copied into a key
+_LARGEST_ARRAY = 2**16  # bytes; a larger array is compared as an object and not copied into a key
 
 
 class _Unsure(Exception):
@@ -71,8 +71,8 @@ def _identity(value: Any, seen: tuple[int, ...]) -> Hashable:
         return ("dict", frozenset((_identity(key, seen), _identity(item, seen)) for key, item in value.items()))
     if isinstance(value, optax.GradientTransformation):
         if type(value).__hash__ is not tuple.__hash__:
-            return value  # a link, a chain or the like: it defines its own equality
-        from ._link import as_one_link  # which needs this file
+            return value  # a link, a chain or the like: these define their own equality
+        from ._link import as_one_link  # which imports this file
 
         if (link := as_one_link(value)).slots:
             return link
@@ -97,7 +97,7 @@ def _array(array: Any) -> Hashable:
 
 def _is_steady(value: Any) -> bool:
     """Whether a module, class or compiled function belongs to a library whose names do not change."""
-    if isinstance(value, np.ufunc):  # nothing about it can change, and older NumPy does not say where it is from
+    if isinstance(value, np.ufunc):  # it cannot change, and older NumPy does not say where it is from
         return True
     module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     kind = isinstance(value, types.ModuleType | type | types.BuiltinFunctionType | jnp.ufunc) or (
@@ -110,7 +110,7 @@ def _function(function: types.FunctionType, seen: tuple[int, ...]) -> Hashable:
     if (function.__module__ or "").partition(".")[0] in _STEADY_MODULES and "<locals>" not in function.__qualname__:
         return _Self(function)
     if function.__closure__ is None and "<" not in function.__qualname__:
-        return _Self(function)  # it has a name; after a reload, or run again in a notebook, it is another one
+        return _Self(function)  # it has a name; after a reload, or when run again in a notebook, it is another function
     if vars(function).keys() - {"__wrapped__"}:
         raise _Unsure
     names = _names(function.__code__)

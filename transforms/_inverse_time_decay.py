@@ -1,4 +1,4 @@
-"""A step that shrinks with the inverse of time.
+"""A step size that decays with the inverse of time.
 
 u_t / (1 + (t − 1) · decay)
 """
@@ -23,12 +23,12 @@ class InverseTimeDecayState(NamedTuple):
 
 @link("step", is_leafwise=True, is_row_local=True, state={"count": Count()}, factor=None, knobs={"decay": "lr_decay"})
 def scale_by_inverse_time_decay(decay: NonNegative) -> optax.GradientTransformation:
-    """Divides by 1 + (t − 1) · decay, t counting the steps from 1: Adagrad's `lr_decay` in PyTorch.
+    """Divides by 1 + (t − 1) · decay, with t counting the steps from 1: Adagrad's `lr_decay` in PyTorch.
 
-    It multiplies whatever learning rate follows, a schedule too.
+    It combines with whatever learning rate follows, including a schedule.
 
     Args:
-        decay: How fast the steps shrink, per step, at least 0, or a schedule of it; 1 makes step t the t-th part.
+        decay: How fast the step size decays, per step, at least 0, or a schedule of it; 1 divides step t by t.
 
     Returns:
         A link at the place `"step"` with state `InverseTimeDecayState(count)`.

@@ -22,24 +22,24 @@ def _alternatives(weight_decay: Any, mask: Any, **_: Any) -> Iterator[Alternativ
     "gradient",
     is_leafwise=True,
     alternatives=_alternatives,
-    too_late="to decay the weights behind the moments, use decoupled_weight_decay",
+    too_late="to decay the weights after the moments, use decoupled_weight_decay",
 )
 def add_l2_to_grad(weight_decay: Rate, mask: Any = None) -> optax.GradientTransformation:
     """Adds λ w to the gradient: the gradient of the penalty ½ λ ‖w‖².
 
-    g ← g + λ w, before any moment. Behind it the decay goes through the moments as part of the gradient: it enters
-    the averages, and adaptive optimizers divide it by √V, so weights with large gradients are decayed less. This is
-    what `weight_decay` means in PyTorch's SGD, Adagrad, RMSprop, Adadelta and Adam.
+    g ← g + λ w, before any moment. The decay then goes through the moments as part of the gradient: it enters the
+    averages, and adaptive optimizers divide it by √V, so weights with large gradients are decayed less. This is what
+    `weight_decay` means in PyTorch's SGD, Adagrad, RMSprop, Adadelta and Adam.
 
     Args:
         weight_decay: λ ≥ 0, or a schedule of it (a function of the step count, from 0).
         mask: Which leaves decay: a tree of booleans like the parameters, a prefix of one, or a function from the
-            parameters to one; `None` for all. `matrices_only` is a ready one. Only the paths in the tree matter: a
-            dictionary will do for a `FrozenDict`, an `nnx.State` or an Equinox module.
+            parameters to one; `None` for all. `matrices_only` is a ready-made mask. Only the paths in the tree matter:
+            a dictionary also works for a `FrozenDict`, an `nnx.State` or an Equinox module.
 
     Returns:
-        A link at the place `"gradient"`, without state (with a schedule `ScheduledState(count, inner)`); `update` needs
-        the parameters.
+        A link at the place `"gradient"`, without state (with a schedule, `ScheduledState(count, inner)`); `update`
+        needs the parameters.
 
     Raises:
         ValueError: If `weight_decay` is negative or not finite; from `init` and `update`, if `mask` does not fit the

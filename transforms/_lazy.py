@@ -1,4 +1,4 @@
-"""Moments that rest where there is no gradient."""
+"""Moments that stay unchanged where there is no gradient."""
 
 import optax
 
@@ -8,14 +8,14 @@ from ._precision import wide_inside
 
 @link("moment", is_leafwise=True, is_row_local=True, covers_rows=True, holds={"inner": ()})
 def lazy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Lets the moments of rows without a gradient rest, where the gradient is row-sparse.
+    """Leaves the moments of rows without a gradient unchanged, where the gradient is row-sparse.
 
-    An average decays at every step, also where the gradient is zero, so that a few touched rows would change the whole
-    table. With this link around it, a row's average decays only when the row is touched: it counts the row's own
-    gradients. For an ordinary gradient the link does what `inner` does.
+    An average decays at every step, even where the gradient is zero, so a gradient of a few rows would change the whole
+    table. Inside this link, a row's average decays only when the row is touched: only the row's own gradients count.
+    For a dense gradient the link does what `inner` does.
 
     Args:
-        inner: The link, or chain of links, whose state rests; such as a `moment_ratio`.
+        inner: The link or chain, such as a `moment_ratio`, whose state stays unchanged for untouched rows.
 
     Returns:
         A link at the place `"moment"`, with `inner`'s state.

@@ -27,11 +27,11 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
         learning_rate: α ≥ 0, or a schedule of it (a function of the step count, from 0), such as Optax's.
 
     Returns:
-        A link at the place `"step"`, the last of that place, without state (with a schedule `ScheduledState(count,
-        inner)`).
+        A link at the place `"step"`, the last one there, without state (with a schedule,
+        `ScheduledState(count, inner)`).
 
     Raises:
-        ValueError: If a number is negative or not finite.
+        ValueError: If the learning rate is negative or not finite.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -45,7 +45,7 @@ def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     Source:
         `optax.scale_by_learning_rate`.
     """
-    factor = -learning_rate  # pyright: ignore[reportOperatorIssue]  # by now a number
+    factor = -learning_rate  # pyright: ignore[reportOperatorIssue]  # a number by now
 
     def update(updates, state, params=None):
         del params

@@ -1,7 +1,7 @@
-"""The arithmetic that every link shares: dtypes of accumulators, leaves without a gradient, complex numbers.
+"""The arithmetic that all links share: dtypes of accumulators, leaves without a gradient, complex numbers.
 
-A leaf of the updates may be `None` (no gradient: nothing to do, its state stays as it is), an `optax.MaskedNode`
-(JAX sees no leaf there at all), a scalar, an empty array, or complex.
+A leaf of the updates may be `None` (no gradient: nothing to do, its state stays unchanged), an `optax.MaskedNode` (JAX
+sees no leaf there at all), a scalar, an empty array, or complex.
 """
 
 import functools
@@ -24,18 +24,19 @@ _GRADIENT = "linkax: a gradient"
 
 
 def check_leaves(where: str, tree: Any, params: Any = None, *, rows: bool = True, whole: bool = False) -> None:
-    """Raises if a leaf is no floating-point or complex array, or is not like its parameter; the error names its path.
+    """Raises if a leaf is not floating-point or complex, or does not fit its parameter; the error gives its path.
 
-    With `rows`, row-sparse leaves are welcome, and with `whole`, whole numbers.
+    With `rows`, row-sparse leaves are allowed, and with `whole`, integers.
     """
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_one_leaf)
     _check_each(where, tree, leaves, _leaves_like(where, tree, leaves, structure, params), rows, whole)
 
 
 def entering(where: str, updates: Any, params: Any = None) -> Any:
-    """The updates as a link takes them in: checked, and no leaf less wide than its parameter.
+    """The updates as a link takes them: checked, and no leaf narrower than its parameter.
 
-    So what the link puts out has the wider dtype of the two. A chain is what rounds it to its parameter's, at the end.
+    So the link's output has the wider dtype of the two. It is the chain that rounds it to the parameter's dtype, at its
+    end.
     """
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_one_leaf)
     others = _leaves_like(where, updates, leaves, structure, params)
@@ -59,11 +60,15 @@ def _problem(leaf: Any, param: Any, rows: bool, whole: bool) -> tuple[type[Excep
     """What is wrong with a leaf, if anything: the error, what the leaf must be, and what it is."""
     dtype = dtype_of(leaf)
     if not whole and not _is_inexact(dtype):
-        name = "float0 (the gradient of whole numbers)" if dtype == jax.dtypes.float0 else dtype
+        name = "float0 (the gradient of integers)" if dtype == jax.dtypes.float0 else dtype
         hint = "leave it out with optax.masked or linkax.chains.param_groups"
         return TypeError, "be floating-point or complex", f"of dtype {name}; {hint}"
     if isinstance(leaf, BCOO) and not rows:
-        return TypeError, "be of all rows", "of a few; linkax.chains.chain around the link takes such gradients"
+        return (
+            TypeError,
+            "cover all rows",
+            "with only a few; wrap the link in linkax.chains.chain for such gradients",
+        )
     if param is None:
         return None
     if shape_of(leaf) != shape_of(param):
@@ -82,7 +87,7 @@ def _leaves_like(where: str, tree: Any, leaves: list[Any], structure: Any, param
     except (ValueError, TypeError):
         found = None
     if found is None or not all(is_missing(leaf) or _may_be_leaf(param) for leaf, param in zip(leaves, found)):
-        raise ValueError(f"{where} must stand in a tree like that of the parameters, got {_difference(tree, params)}")
+        raise ValueError(f"{where} must be in a tree like that of the parameters, got {_difference(tree, params)}")
     return found
 
 
@@ -91,7 +96,7 @@ def _may_be_leaf(param: Any) -> bool:
 
 
 def as_wide_as(update: Any, param: Any) -> Any:
-    """An update in the wider dtype of its own and its parameter's; of whole numbers, as it is."""
+    """An update in the wider dtype of its own and its parameter's; unchanged if one of the two is an integer dtype."""
     if is_missing(update) or is_missing(param):
         return update
     ours, theirs = dtype_of(update), dtype_of(param)
@@ -102,15 +107,15 @@ def as_wide_as(update: Any, param: Any) -> Any:
 
 
 def _difference(tree: Any, params: Any) -> str:
-    """In what two trees differ: in their leaves, or in what holds these."""
+    """How two trees differ: in their leaves, or in the containers of these."""
     ours, theirs = ([path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(one)] for one in (tree, params))
     more, less = (listed(path for path in one if path not in other) for one, other in ((ours, theirs), (theirs, ours)))
-    texts = [f"{more}, where no parameter is" if more else "", f"nothing for {less}" if less else ""]
+    texts = [f"{more}, where there is no parameter" if more else "", f"nothing for {less}" if less else ""]
     return ", and ".join(filter(None, texts)) or _other_node(tree, params)
 
 
 def _other_node(tree: Any, params: Any, path: str = "") -> str:
-    """The first node of which two trees that have the same leaves have another kind."""
+    """The first node that has different types in two trees with the same leaves."""
     if type(tree) is type(params):
         ours, theirs = (
             jax.tree_util.tree_leaves_with_path(one, is_leaf=lambda x, one=one: x is not one) for one in (tree, params)
@@ -123,7 +128,7 @@ def _other_node(tree: Any, params: Any, path: str = "") -> str:
 
 
 def is_one_leaf(leaf: Any) -> bool:
-    """Whether it stands for one parameter, though JAX sees none there, or several: not there, or row-sparse."""
+    """Whether it stands for one parameter where JAX sees no leaf or several: a missing or a row-sparse one."""
     return is_missing(leaf) or isinstance(leaf, BCOO)
 
 
@@ -133,17 +138,17 @@ def _path_of(tree: Any, index: int) -> str:
 
 
 def shape_of(leaf: Any) -> tuple[int, ...]:
-    """The shape of an array, of a number, or of what only has a shape."""
+    """The shape of an array, a number, or anything with a `shape`."""
     return tuple(leaf.shape) if hasattr(leaf, "shape") else jnp.shape(leaf)
 
 
 def dtype_of(leaf: Any) -> jnp.dtype:
-    """The dtype in JAX of an array, of a number, or of what only has a dtype (`jax.ShapeDtypeStruct`)."""
+    """The JAX dtype of an array, a number, or anything with a `dtype` (`jax.ShapeDtypeStruct`)."""
     if isinstance(leaf, jax.Array):
         return leaf.dtype
     if not hasattr(leaf, "dtype"):
         return jnp.result_type(leaf)
-    # NumPy's float64 is JAX's float32, unless JAX is told otherwise.
+    # NumPy's float64 is float32 in JAX, unless x64 is enabled.
     return leaf.dtype if leaf.dtype == jax.dtypes.float0 else jax.dtypes.canonicalize_dtype(leaf.dtype)
 
 
@@ -154,12 +159,12 @@ def _is_inexact(dtype: Any) -> bool:
 
 @functools.cache
 def is_complex(dtype: Any) -> bool:
-    """Whether numbers of a dtype have two parts."""
+    """Whether a dtype is complex."""
     return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def accumulator_dtype(leaf: Any) -> jnp.dtype:
-    """The dtype in which sums over many steps are kept for `leaf`: its own, but never less than float32."""
+    """The dtype in which sums over many steps are kept for `leaf`: its own, but at least float32."""
     dtype = dtype_of(leaf)
     if not _is_inexact(dtype):
         raise TypeError(
@@ -175,7 +180,7 @@ def _float32_at_least(dtype: Any) -> jnp.dtype:
 
 
 def accumulators(params: Any, fill: Number = 0.0) -> Any:
-    """A tree like `params`, of accumulators that all hold `fill` (in both parts, where they are complex)."""
+    """A tree like `params` of accumulators filled with `fill` (in both parts, if complex)."""
 
     def accumulator(leaf):
         dtype = accumulator_dtype(leaf)
@@ -188,7 +193,7 @@ def accumulators(params: Any, fill: Number = 0.0) -> Any:
 
 
 def scalar_dtype(params: Any) -> jnp.dtype:
-    """The dtype of scalars that serve all of `params`: the widest real accumulator dtype among them."""
+    """The dtype of scalars shared by all of `params`: the widest real accumulator dtype among them."""
     dtypes = [jnp.finfo(accumulator_dtype(leaf)).dtype for leaf in jax.tree.leaves(params)]
     return jnp.result_type(jnp.float32, *dtypes)
 
@@ -200,14 +205,14 @@ def wide(leaf: Any) -> jax.Array:
 
 
 def _is_array_of(leaf: Any, dtype: Any) -> bool:
-    """Whether there is nothing to convert. (Asking is a tenth of what it takes to convert an array to what it is.)"""
+    """Whether there is nothing to convert. (The check takes a tenth of the time of a conversion that does nothing.)"""
     return isinstance(leaf, jax.Array) and leaf.dtype == dtype and not leaf.weak_type
 
 
 def widened(tree: Any, params: Any = None) -> Any:
     """The tree with every leaf in the dtype of its accumulators, or of its parameter if that is wider.
 
-    What is no floating-point array stays as it is.
+    Anything that is not a floating-point array stays unchanged.
     """
 
     def widen(leaf):
@@ -222,7 +227,7 @@ def widened(tree: Any, params: Any = None) -> Any:
 
 
 def like(value: jax.Array, leaf: Any) -> jax.Array:
-    """`value` in the dtype of `leaf`; where one is complex and the other is not, in the complex dtype of that width."""
+    """`value` in the dtype of `leaf`, except that a complex value stays complex, in the dtype of that width."""
     dtype = dtype_of(leaf)
     if is_complex(value.dtype) and not is_complex(dtype):
         dtype = jnp.promote_types(dtype, jnp.complex64)
@@ -232,8 +237,8 @@ def like(value: jax.Array, leaf: Any) -> jax.Array:
 def in_dtype_of(update: Any, leaf: Any) -> Any:
     """An update in the dtype of its parameter, or of its gradient.
 
-    Whole numbers have no gradient; where their updates get past the links, because somebody else looks after them,
-    they are zeros.
+    Integers have no gradient. Where their updates bypass the links, because something else handles them, they become
+    zeros.
     """
     if is_missing(leaf):
         return update
@@ -243,14 +248,14 @@ def in_dtype_of(update: Any, leaf: Any) -> Any:
 
 
 def in_dtype_unless_low(update: Any, leaf: Any) -> Any:
-    """The same, but where the dtype of the parameter is less than float32 the update stays as it is."""
+    """The same, but where the parameter's dtype is narrower than float32 the update is unchanged."""
     dtype = jnp.dtype(jnp.float32) if is_missing(leaf) else dtype_of(leaf)
     is_low = _is_inexact(dtype) and _float32_at_least(dtype) != dtype
     return update if is_low else in_dtype_of(update, leaf)
 
 
 def scalar(value: Any, leaf: jax.Array) -> Any:
-    """A hyperparameter as a real number of `leaf`'s precision: what `jax.lax` wants, and no wider than the leaf."""
+    """A hyperparameter as a real number of `leaf`'s precision: what `jax.lax` needs, and no wider than the leaf."""
     dtype = _real_dtype(leaf.dtype)
     if type(value) in (int, float):
         return _constant(value, dtype)
@@ -264,12 +269,12 @@ def _real_dtype(dtype: Any) -> Any:
 
 @functools.lru_cache(1024)
 def _constant(value: float, dtype: Any) -> np.generic:
-    with np.errstate(over="ignore", under="ignore"):  # infinity for what is too large, as in JAX
+    with np.errstate(over="ignore", under="ignore"):  # what is too large becomes infinity, as in JAX
         return dtype.type(value)
 
 
 def complement(value: Any) -> Number:
-    """1 − value, in float64 when value is a Python number, so that 1 − 0.999 keeps all its digits in float32."""
+    """1 − value, in float64 if value is a Python number, so that 1 − 0.999 keeps all its digits in float32."""
     if isinstance(value, jax.Array):
         return 1 - value.astype(jnp.promote_types(value.dtype, jnp.float32))
     return 1 - value
@@ -278,9 +283,9 @@ def complement(value: Any) -> Number:
 def weighted(old: jax.Array, new: jax.Array, decay: Any, weight: Any = 1.0) -> jax.Array:
     """decay · old + weight · new, of real arrays, as if `decay` were not rounded to their dtype.
 
-    In float32 the rounding of 0.999 moves an average over many steps by 1e-5. So it is split into 1 − 2⁻⁹, which is
-    exact, and a small rest, whose rounding matters a thousand times less. Neither is negative, so an overflow stays one
-    (∞ − ∞ would be NaN). Below 1/2 there is nothing to gain.
+    In float32, rounding 0.999 shifts an average over many steps by 1e-5. So 0.999 is split into 1 − 2⁻⁹, which is
+    exact, and a small remainder, whose rounding matters a thousand times less. Neither is negative, so an overflow
+    stays infinite (∞ − ∞ would be NaN). Below 1/2 the split gains nothing.
     """
     total = times(weight, new)
     if type(decay) in (int, float):
@@ -291,7 +296,7 @@ def weighted(old: jax.Array, new: jax.Array, decay: Any, weight: Any = 1.0) -> j
 
 @functools.lru_cache(1024)
 def _in_two(value: float, dtype: Any) -> tuple[float, float]:
-    """A number in [0, 1] as one that is not rounded in `dtype`, and the rest; 0 if it is not rounded itself."""
+    """Splits a number in [0, 1] into one that `dtype` holds exactly, and a remainder (0 if it holds the number)."""
     if value < 0.5 or float(dtype.type(value)) == value:
         return value, 0.0
     power = min(math.floor(-math.log2(1 - value)), np.finfo(dtype).nmant)
@@ -319,13 +324,13 @@ def over(leaf: jax.Array, number: Any) -> jax.Array:
 
 
 def increment(count: jax.Array) -> jax.Array:
-    """The next step's count; it stays at the largest int32 instead of overflowing."""
+    """The next step's count, which stops at the largest int32 instead of overflowing."""
     largest = np.iinfo(count.dtype).max
     return lax.add(lax.min(count, count.dtype.type(largest - 1)), count.dtype.type(1))
 
 
 def at_step(value: Any, count: Any) -> Any:
-    """A hyperparameter at a step; a schedule is given the widest integer, or Optax's compute in float32 even in x64."""
+    """A hyperparameter at a step; schedules get the widest integer, because Optax's compute in float32 otherwise."""
     return value(count.astype(jax.dtypes.canonicalize_dtype(jnp.int64))) if callable(value) else value
 
 
@@ -335,10 +340,10 @@ def map_updates(fn: Callable[..., Any], updates: optax.Updates, *trees: Any) -> 
 
 
 def map_state(fn: Callable[..., Any], updates: optax.Updates, state: Any, *trees: Any) -> Any:
-    """Maps `fn` over the leaves of `updates` and `state`; where there is no gradient the state stays as it is.
+    """Maps `fn` over the leaves of `updates` and `state`; where there is no gradient the state stays unchanged.
 
-    The state keeps its dtype, also where a gradient is wider than its parameter. Without parameters, the state is what
-    tells that a gradient has the wrong shape, which might do unnoticed what shapes do to each other.
+    The state keeps its dtype, even if a gradient is wider than its parameter. If no parameters are given, gradients are
+    checked against the state's shapes, because a wrong shape might broadcast unnoticed.
     """
 
     leaves, structure = jax.tree.flatten(updates, is_leaf=_is_none)
@@ -367,7 +372,7 @@ def _is_none(leaf: Any) -> bool:
 
 
 def on_reals(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`fn` on real arrays of one dtype; on complex ones, on the real and imaginary parts apart, as PyTorch does it."""
+    """Extends `fn` from real arrays of one dtype to complex ones, part by part (real, imaginary), as PyTorch does."""
 
     def apply(*leaves):
         leaves = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
@@ -383,11 +388,11 @@ def on_reals(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:
-    """The square root, with derivatives 0 instead of infinity at 0.
+    """The square root, with derivatives of 0 instead of infinity at 0.
 
-    The chain rule would multiply that infinity by a zero (a second moment is 0 only where all its gradients were),
-    and the product, NaN, would reach the hyperparameters. Both choices are made on arrays, not in a rule of its own:
-    of that, JAX would not know the second derivative inside a loop.
+    The chain rule would multiply that infinity by a zero (a second moment is 0 only if all its gradients were), and the
+    product, NaN, would reach the hyperparameters. Both cases are selected on arrays and not by a custom derivative
+    rule, because JAX would not know the second derivative of such a rule inside a loop.
     """
     zero = lax.full_like(x, 0)
     is_zero = lax.eq(x, zero)
@@ -396,10 +401,10 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 
 
 def gathered(weight: jax.Array, lost: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """weight + (1 − weight) · rest, and what rounding takes off it: the weight of an average after one step more.
+    """weight + (1 − weight) · rest, and its rounding error: the weight of an average after one more step.
 
-    Only positive terms are added, so nothing cancels. What is lost is carried on: without that, an average that forgets
-    a thousandth a step would stop at a weight that is wrong by 3e-5 in float32.
+    Only positive terms are added, so nothing cancels. The rounding error is carried over to the next step. Without
+    that, the weight of an average that forgets a thousandth per step would end up wrong by 3e-5 in float32.
     """
     gain = (1 - weight - lost) * rest + lost
     total = weight + gain

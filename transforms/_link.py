@@ -1,8 +1,8 @@
 """What a link is: an Optax gradient transformation that knows its name, its hyperparameters and its place.
 
-`@link(place)` on an ordinary factory function gives it all three, and makes the links it builds comparable,
-hashable, printable and picklable; the factory itself stays as it reads. What a link holds, where the state of that
-is, and what its own state means are declared there too.
+`@link(place)` on an ordinary factory function gives the links it builds all three, and makes them comparable, hashable,
+printable and picklable; the factory itself stays an ordinary function. What a link holds, where the state of that is,
+and what its own state means are declared there too.
 """
 
 import functools
@@ -31,19 +31,19 @@ Place = Literal["gradient", "moment", "step", "update"]
 _PLACES = ", ".join(map(repr, get_args(Place)))
 
 Live = bool | frozenset[tuple[Any, str]]
-"""Which hyperparameters may have been set to other values: those of some links, by their names; `True`: all arrays."""
+"""Which hyperparameters may have been set to other values: the given names of the given links; `True`: all arrays."""
 
 StatePath = tuple[Any, ...]
-"""The way from a link's state to a part of it: names of fields, keys of dictionaries, indices of tuples."""
+"""The path from a link's state to a part of it: field names, dictionary keys, tuple indices."""
 
 
 class View(NamedTuple):
-    """How the state of what a link holds is read, if the link keeps it in another form.
+    """How to read the state of what a link holds, if the link stores that state in another form.
 
     Attributes:
-        open: From the form in which it is kept to the state.
-        close: From a state of which parts have changed, the opened one, and the form in which that was kept, to the
-            same form. What has not changed is the same array as in the opened state.
+        open: Maps the stored form to the state.
+        close: Maps a state of which parts have changed, the opened state, and its stored form, to the new stored form.
+            What has not changed is the same array as in the opened state.
     """
 
     open: Callable[[Any], Any]
@@ -51,21 +51,21 @@ class View(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """What a link holds: one transformation, or a sequence of them, and where the state of that is.
+    """What a link holds: one transformation or a sequence of them, and where its state is.
 
     Attributes:
         links: The links in it, in order.
-        is_sequence: Whether its state is a tuple with a state for each of the links, as a chain's; otherwise it is the
-            state of the only one.
-        path: Where in the link's state its state is.
-        is_flat: Whether the link lays all parameters end to end in one vector.
-        is_live: Which hyperparameters of the links in it are in the link's state, and may have other values; `True` for
-            all that are arrays.
-        gates: Whether what is in it rests in some of the link's steps.
+        is_sequence: Whether its state is a tuple with a state for each of the links, as a chain's is; otherwise it is
+            the state of the only link.
+        path: Where its state is within the link's state.
+        is_flat: Whether the link concatenates all parameters into one vector.
+        is_live: Which hyperparameters of the links in it are in the link's state, where they may have other values;
+            `True` for all that are arrays.
+        gates: Whether what is in it skips some of the link's steps.
         kind: `"group"` if it is one of several groups of parameters; `"moment"` if the links see the gradient at the
-            link's own place; `"label"` if its name only serves to find what is in it; `"around"` if the link stands
-            around a whole optimizer.
-        view: How its state is read, if the link keeps it in another form.
+            link's own place; `"label"` if its name is only used to find what is in it; `"around"` if the link wraps a
+            whole optimizer.
+        view: How to read its state, if the link stores it in another form.
     """
 
     links: tuple["Link", ...]
@@ -79,13 +79,13 @@ class Slot(NamedTuple):
 
 
 class Alternative(NamedTuple):
-    """What people usually compare a link with, for `linkax.chains.ablations`.
+    """What a link is usually compared with, for `linkax.chains.ablations`.
 
     Attributes:
-        name: What the chain with it is called; `{}` stands for the name of the link.
-        links: What stands in the place of the link.
-        replaces_correction: Whether the bias correction behind the link goes with it.
-        elsewhere: Whether it goes to its own place instead.
+        name: The name of the chain with it; `{}` stands for the name of the link.
+        links: What replaces the link.
+        replaces_correction: Whether the bias correction after the link is removed with it.
+        elsewhere: Whether the replacement goes to its own place instead of the link's position.
     """
 
     name: str
@@ -95,10 +95,10 @@ class Alternative(NamedTuple):
 
 
 class InFront(NamedTuple):
-    """In `knobs`, for an argument that repeats that of an average in front of the link: it moves with it.
+    """In `knobs`, marks an argument that repeats the argument of an average before the link and changes with it.
 
     Attributes:
-        slot: Where the average is if it is inside a `moment_ratio` in front, and not beside the link: `"first"` or
+        slot: Where the average is if it is inside a preceding `moment_ratio` and not next to the link: `"first"` or
             `"second"`.
     """
 
@@ -117,21 +117,21 @@ class Link(optax.GradientTransformationExtraArgs):
 
     Links come from the factories of `linkax.transforms`; `link` makes such factories. Calling `Link` itself on an
     `init` and an `update` function gives a *foreign* link: its name and hyperparameters are read off the functions as
-    far as they can be, and Optax's combinators say what they hold.
+    far as possible, and so is what Optax's combinators hold.
 
     Attributes:
-        init: From parameters to the link's state, as in Optax.
-        update: From (updates, state, parameters) to (updates, state), as in Optax.
+        init: Maps the parameters to the link's state, as in Optax.
+        update: Maps (updates, state, parameters) to (updates, state), as in Optax.
         name: The factory's name, such as `"scale_by_momentum"`.
         hyperparams: The factory's arguments by name, defaults included.
-        numbers: Which of them are numbers or schedules, of those that are given.
-        constants: Which of these are read only once, when the state is made.
-        place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link, and for one that holds whole
+        numbers: Those of them that are numbers or schedules and not `None`.
+        constants: Those of the numbers that are read only once, when the state is initialised.
+        place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link, and for one that wraps whole
             optimizers.
-        is_second_moment: Whether what leaves the link is a mean or sum of squares, to be divided by.
-        sets_sign: Whether it decides if the optimizer goes up or down: the learning rate, a negation.
-        is_row_local: Whether a row whose gradient is zero gets no update and keeps its state.
-        covers_rows: Whether what it holds may see row-sparse gradients, whatever it is.
+        is_second_moment: Whether the link's output is a mean or sum of squares, whose root is a divisor.
+        sets_sign: Whether it decides if the optimizer minimises or maximises: the learning rate, a negation.
+        is_row_local: Whether a row with a zero gradient gets no update and keeps its state.
+        covers_rows: Whether what it holds may get row-sparse gradients, whatever that is.
         slots: What the link holds, by name, and where the state of that is.
         is_opaque: Whether it holds something that cannot be looked into.
 
@@ -158,7 +158,7 @@ class Link(optax.GradientTransformationExtraArgs):
     slots: Mapping[str, Slot]
     is_opaque: bool
     _declared: "_Declaration"
-    _inside: optax.GradientTransformationExtraArgs  # what it does where its leaves have been checked already
+    _inside: optax.GradientTransformationExtraArgs  # what it does once its leaves have been checked
     _factory: Callable[..., "Link"] | None
     _written: Callable[..., optax.GradientTransformation] | None  # the factory as it was written, undecorated
     _defaults: Mapping[str, Any]
@@ -217,17 +217,17 @@ class Link(optax.GradientTransformationExtraArgs):
 
     @property
     def around(self) -> tuple["Link", ...]:
-        """The links that it stands around, as `lazy` does: what comes out of them comes out of it."""
+        """The links that it wraps, as `lazy` does: their output is its output."""
         return tuple(inner for slot in self.slots.values() if slot.kind == "around" for inner in slot.links)
 
     @functools.cached_property
     def is_final(self) -> bool:
-        """Whether its updates must reach the parameters as they are: nothing may stand behind it, nor round them."""
+        """Whether its updates must reach the parameters unchanged: nothing may come after it or round them."""
         return self._declared.is_final or any(inner.is_final for inner in self.held)
 
     @functools.cached_property
     def is_leafwise(self) -> bool:
-        """Whether it may be traced once for all leaves of a shape."""
+        """Whether it may be traced once for all leaves of the same shape."""
         return self.is_identity or (self._declared.is_leafwise and all(inner.is_leafwise for inner in self.held))
 
     @property
@@ -243,7 +243,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
         Raises:
             TypeError: If the link is foreign, or its factory has no such argument.
-            ValueError: If the factory refuses a value.
+            ValueError: If the factory rejects a value.
 
         Example:
             >>> from linkax.transforms import scale_by_rms
@@ -251,14 +251,14 @@ class Link(optax.GradientTransformationExtraArgs):
             scale_by_rms(decay=0.99, eps=1e-08, eps_in_sqrt=True)
         """
         if self._factory is None:
-            raise TypeError(f"Link.replace: {self.name!r} was not built by a link factory; build it anew instead")
+            raise TypeError(f"Link.replace: {self.name!r} was not built by a link factory; build a new one instead")
         return self._factory(**{**self.hyperparams, **changes})
 
     def with_slots(self, changes: Mapping[str, optax.GradientTransformation]) -> "Link":
-        """Returns the link with other transformations in some of its slots.
+        """Returns this link with other transformations in some of its slots.
 
         Args:
-            changes: The new transformations by the names of their slots.
+            changes: The new transformations by slot name.
 
         Raises:
             ValueError: If the link has no such slot.
@@ -271,7 +271,7 @@ class Link(optax.GradientTransformationExtraArgs):
             (mean_square(decay=0.5),)
         """
         if wrong := changes.keys() - self.slots.keys():
-            raise ValueError(f"Link.with_slots: changes must be of {', '.join(self.slots)}, got {', '.join(wrong)}")
+            raise ValueError(f"Link.with_slots: changes must be for {', '.join(self.slots)}, got {', '.join(wrong)}")
         if not changes:
             return self
         if self._anatomy is not None:
@@ -300,7 +300,7 @@ class Link(optax.GradientTransformationExtraArgs):
         }
 
     def labels_for(self, params: Any) -> Any:
-        """What says which of its groups each parameter belongs to, as `linkax.chains.param_groups` takes it."""
+        """The tree or function that assigns each parameter to a group, as `linkax.chains.param_groups` takes it."""
         if self._anatomy is None:
             return self.hyperparams[self._declared.labels]
         labels = self._anatomy.labels
@@ -317,7 +317,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
     @functools.cached_property
     def knobs(self) -> Mapping[str, str | InFront]:
-        """What some of its arguments are called where they are set while training runs; see `linkax.chains.live`.
+        """The names under which some of its arguments are set during training; see `linkax.chains.live`.
 
         Example:
             >>> from linkax.transforms import scale_by_momentum
@@ -328,12 +328,12 @@ class Link(optax.GradientTransformationExtraArgs):
         return declared(**self.hyperparams) if callable(declared) else declared
 
     def if_misplaced(self, is_late: bool) -> str:
-        """What to do instead if it stands too far back in a chain, or too far in front; empty if it does not say."""
+        """What to do instead if it comes too late in a chain, or too early; empty if it does not say."""
         early = self._declared.too_early if self.place == "step" else ""
         return self._declared.too_late if is_late else early
 
     def alternatives(self, *, is_corrected: bool) -> Iterator[Alternative]:
-        """Yields what people usually compare the link with, whether a bias correction follows it or not."""
+        """Yields what people usually compare the link with; `is_corrected` is whether a bias correction follows it."""
         if self._declared.alternatives is not None:
             yield from self._declared.alternatives(**self.hyperparams, is_corrected=is_corrected)
 
@@ -359,7 +359,7 @@ class Link(optax.GradientTransformationExtraArgs):
         return found._replace(path=_own_path(self)) if isinstance(found, Slot) else None
 
     def out(self, stream: Stream, *, is_live: Live = False) -> Stream:
-        """Returns what leaves the link when `stream` comes in; the numbers of links that are live may be others.
+        """Returns the link's output for the input `stream`; hyperparameters that are live may have other values.
 
         Example:
             >>> from linkax.transforms import mean_square, Stream
@@ -373,7 +373,7 @@ class Link(optax.GradientTransformationExtraArgs):
             for slot in self.slots.values()
             if slot.kind in ("around", "group")
         }
-        if outs:  # groups out of which come different things make a mixture that has no name but their own
+        if outs:  # groups with different outputs: a mixture, which is only named after the link
             stream = outs.pop() if len(outs) == 1 else stream.through(f"{self.name} of {{}}", 1.0)
         for slot in self.slots.values():
             stream = through(slot.links, stream, is_live=is_live) if slot.kind == "label" else stream
@@ -388,13 +388,13 @@ class Link(optax.GradientTransformationExtraArgs):
             factor = identity_of(factor) if is_traced(factor) else float(factor)
         if declared.out is not None:
             return stream.through(declared.out, factor)
-        is_around = any(slot.kind == "around" for slot in self.slots.values())  # then what it holds says what comes out
+        is_around = any(slot.kind == "around" for slot in self.slots.values())  # its output is that of what it wraps
         if self.place in ("gradient", "step", "update") or is_around:
             return stream.through("{}", factor)
         return stream.through(f"{self.name} of {{}}", 1.0 if self.place else self._identity)
 
     def described(self) -> dict[str, str]:
-        """Returns the hyperparameters as text, by name: every number, and whatever else has not its default value.
+        """Returns the hyperparameters as strings, by name: every number, and whatever else differs from its default.
 
         Example:
             >>> from linkax.transforms import scale_by_rms
@@ -405,7 +405,7 @@ class Link(optax.GradientTransformationExtraArgs):
         def is_silent(name, value):
             if name not in self._defaults:
                 return False
-            if self.is_foreign:  # what Optax's functions leave at its default says nothing
+            if self.is_foreign:  # an argument of an Optax function left at its default is not shown
                 return value is self._defaults[name] or identity_of(value) == identity_of(self._defaults[name])
             switched_off = value is None or isinstance(value, bool | str)
             return switched_off and value == self._defaults[name]
@@ -431,7 +431,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
 
 class _Declaration(NamedTuple):
-    """What a link says of itself where it is defined; the arguments of `link`."""
+    """What a link declares where it is defined; the arguments of `link`."""
 
     state: Mapping[Any, Field] = MappingProxyType({})
     out: str | None = None
@@ -448,15 +448,15 @@ class _Declaration(NamedTuple):
 
 
 class _SlotName:
-    """Stands in a path for the name of the slot."""
+    """The type of `SLOT`, which stands for the slot's name in a path."""
 
 
 SLOT = _SlotName()
-"""In `holds`, the place of the slot's name in the path to its state."""
+"""In `holds`, stands for the slot's name in the path to its state."""
 
 
 def remember(tx: optax.GradientTransformationExtraArgs) -> None:
-    """Lets the update function of a link or chain know it, so that it is found again where only the functions are left.
+    """Stores a link or chain on its update function, so that it can be found again where only the functions are left.
 
     To JAX a named tuple is a tree; `jax.tree.map`, and Flax's `nnx.split` and `nnx.merge`, rebuild it from its leaves.
     """
@@ -464,26 +464,26 @@ def remember(tx: optax.GradientTransformationExtraArgs) -> None:
 
 
 def recall(cls: type[_T], init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> _T | None:
-    """What the functions were part of before a tree map took it apart, if it was a `cls`; see `remember`."""
+    """The link or chain the functions belonged to before a tree map took it apart, if a `cls`; see `remember`."""
     known = getattr(update, "_linkax", None)
     return known if isinstance(known, cls) and known.init is init else None
 
 
 def refuse_setting(tx: Any, name: str, hint: str) -> None:
-    """Raises: links and chains never change."""
+    """Raises, because links and chains never change."""
     raise AttributeError(
         f"{type(tx).__name__}: {name!r} cannot be set, because links and chains never change; {hint}, and "
-        "linkax.chains.live makes hyperparameters that can be set while training runs"
+        "linkax.chains.live makes hyperparameters that can be set during training"
     )
 
 
 def _own(
     name: str, place: Place | None, tx: optax.GradientTransformationExtraArgs
 ) -> optax.GradientTransformationExtraArgs:
-    """The same transformation in functions of its own, which only one link has.
+    """The same transformation with new functions that belong to one link only.
 
-    A link that has a place sees to it that what comes in fits the parameters; one that holds whole optimizers leaves
-    that to them, because a group may be of whole numbers.
+    A link with a place checks that its inputs fit the parameters. One that wraps whole optimizers leaves that to them,
+    because the parameters of a group may be integers.
     """
 
     def init(params):
@@ -500,12 +500,12 @@ def _own(
 
 
 def _unchecked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """What a factory has made; of a link that another one is an abbreviation for, only what it does."""
+    """What a factory has made; if that is a link, only its unchecked functions."""
     return optax.with_extra_args_support(getattr(tx, "_inside", tx))
 
 
 def links_of(where: str, tx: Any) -> tuple[Link, ...]:
-    """The links that a transformation consists of: a chain's, a link itself, any other one seen as a foreign link."""
+    """The links that a transformation consists of: a chain's links, a link itself, or else a foreign link."""
     if isinstance(tx, Link):
         return (tx,)
     if is_sequence(tx):
@@ -524,7 +524,7 @@ def is_sequence(tx: Any) -> bool:
 
 
 def as_one_link(tx: optax.GradientTransformation) -> Link:
-    """A transformation as a single link: a chain as one that holds its links."""
+    """A transformation as a single link: a chain becomes a link that holds its links."""
     return tx if isinstance(tx, Link) else Link(tx.init, optax.with_extra_args_support(tx).update)
 
 
@@ -536,7 +536,7 @@ def _holds(value: Any) -> bool:
 
 
 def _hides(value: Any) -> bool:
-    """Whether an argument holds transformations where nobody looks for them."""
+    """Whether an argument holds transformations where they cannot be found."""
     return (
         isinstance(value, list | tuple)
         and not isinstance(value, optax.GradientTransformation)
@@ -549,7 +549,7 @@ def _build(factory: Callable[..., Link], hyperparams: dict[str, Any]) -> Link:
 
 
 def through(links: tuple[Link, ...], stream: Stream, *, is_live: Live = False) -> Stream:
-    """What leaves the last of the links when `stream` comes into the first."""
+    """The output of the last link when `stream` is the input of the first."""
     return functools.reduce(lambda passing, link: link.out(passing, is_live=is_live), links, stream)
 
 
@@ -561,7 +561,7 @@ def _slot(where: str, held: Held) -> Slot:
 
 
 def _own_path(link: Link) -> StatePath:
-    """Where in its state a link keeps what it has without a schedule."""
+    """Where in its state a link keeps the state it has without schedules."""
     return ("inner",) if link.is_scheduled else ()
 
 
@@ -578,13 +578,13 @@ def _slots(link: Link) -> Iterator[tuple[str, Slot]]:
 
 
 _IN_ALL_RANGES = 0.5
-"""A number that stands in for schedules, whose values are not known yet."""
+"""A number that takes the place of schedules, whose values are not known yet."""
 
 
 def _scheduled(
     factory: Callable[..., optax.GradientTransformation], hyperparams: dict[str, Any], schedules: list[str]
 ) -> optax.GradientTransformationExtraArgs:
-    """What `factory` makes, with the values that its schedules have at each step."""
+    """What `factory` makes, with the values of its schedules at each step."""
 
     def at(count: jax.Array) -> optax.GradientTransformationExtraArgs:
         now = {name: at_step(hyperparams[name], count) for name in schedules}
@@ -622,51 +622,52 @@ def link(
     is_final: bool = False,
     is_leafwise: bool = False,
 ) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
-    """Makes a function that returns an Optax gradient transformation into a factory of links.
+    """Turns a function that returns an Optax gradient transformation into a factory of links.
 
-    The factory's name becomes the link's name and its arguments the link's hyperparameters. Arguments annotated
-    with `NonNegative`, `Positive`, `Fraction`, `ProperFraction`, `Rate`, `bool` or a `Literal` are checked on every
-    call; where the annotation allows a schedule, the factory is called with its value at each step.
+    The factory's name becomes the link's name and its arguments the link's hyperparameters. Arguments annotated with
+    `NonNegative`, `Positive`, `Fraction`, `ProperFraction`, `Rate`, `bool` or a `Literal` are checked on every call;
+    where the annotation allows a schedule, the factory is called with the schedule's value at each step.
 
-    What the link says of itself here is all that `migrate`, the exchange with PyTorch, and whatever else acts on whole
-    optimizers know of it.
+    These declarations are all that `migrate`, the exchange with PyTorch, and everything else that acts on whole
+    optimizers know about the link.
 
     Args:
         place: Where the link acts: `"gradient"` (before any moment sees the gradient), `"moment"`, `"step"` (on the
             finished direction, before the learning rate multiplies it), or `"update"` (after the learning rate). `None`
-            for what holds whole optimizers, and may stand anywhere.
-        place_from: Where that depends on the hyperparameters, a function from them, by name, to the place.
-        is_second_moment: Whether a mean or sum of squares leaves the link, which only makes sense as the second
+            for a link that wraps whole optimizers; it may be placed anywhere.
+        place_from: If the place depends on the hyperparameters, a function from them, by name, to the place.
+        is_second_moment: Whether the link returns a mean or sum of squares, which only makes sense in the second
             argument of `moment_ratio`.
-        sets_sign: Whether it decides if the optimizer goes up or down. At the place `"step"` it is the learning rate,
-            the last of that place.
-        is_row_local: Whether a row whose gradient is zero gets no update and keeps its state, apart from what is inside
-            the link: then the link can take row-sparse gradients (`row_gradient`).
-        covers_rows: Whether what the link holds may see row-sparse gradients, whatever it is.
+        sets_sign: Whether it decides if the optimizer minimises or maximises. At the place `"step"` it is the learning
+            rate, the last one there.
+        is_row_local: Whether a row with a zero gradient gets no update and keeps its state, apart from what is inside
+            the link. Then the link can take row-sparse gradients (`row_gradient`).
+        covers_rows: Whether what the link holds may get row-sparse gradients, whatever that is.
         state: What the fields of its state mean: `Moment`, `Count`, `Gathered` or `Own`, by name. A field that is not
             listed is the link's own.
-        out: What leaves the link, in words, with `{}` for what comes in. By default that is the same quantity at all
-            places but the moments, and for a link around others what leaves these.
-        factor: What the link multiplies by: a number, or a function from its hyperparameters to one; `None` if that
-            changes from step to step.
+        out: The link's output, in words, with `{}` for its input. The default is the same quantity at all places but
+            `"moment"`, and for a link that wraps others their output.
+        factor: What the link multiplies by: a number, or a function from its hyperparameters to one; `None` if the
+            factor changes from step to step.
         holds: For arguments that hold transformations, where in the link's state their states are: a path of names and
-            keys, in which `SLOT` stands for the name in a dictionary of them; `()` for the whole state. By default the
-            field of the argument's name.
-        alternatives: What `linkax.chains.ablations` swaps the link for: a function that yields `Alternative`s. It is
-            given the link's hyperparameters by name, and `is_corrected`: whether a bias correction follows.
-        labels: If it holds groups of parameters, the argument that says which group each belongs to.
-        knobs: What its decays are called in `linkax.chains.live`, by argument, if not as the arguments; or a function
-            from the hyperparameters to that. Arguments of one name move together. For an argument that holds links,
-            what their decays are called in it; for one that has to be that of an average in front, `InFront`.
-        too_late: What the error says that one should do if the link stands behind others that it cannot stand behind.
-        too_early: The same, if it stands in front of such.
-        view: If it keeps the state of what it holds in another form than that has it, a function from its
-            hyperparameters, by name, to the `View` through which others see it.
-        is_final: Whether its updates must reach the parameters as they are: with no link behind it, and not rounded to
-            the parameters' dtypes.
-        is_leafwise: Whether all that it does to the leaves of the updates goes through `map_updates` and `map_state`,
-            one leaf at a time, and it looks at no leaf otherwise. Then a chain traces it once for all leaves of a
-            shape, if that holds for what is inside it, too.
+            keys, in which `SLOT` stands for the name in a dictionary of them; `()` for the whole state. The default is
+            the field with the argument's name.
+        alternatives: What `linkax.chains.ablations` swaps the link for: a function that yields `Alternative`s. It gets
+            the link's hyperparameters by name, and `is_corrected`: whether a bias correction follows.
+        labels: If it holds groups of parameters, the argument that assigns each parameter to a group.
+        knobs: The names of its decays in `linkax.chains.live`, by argument, if they differ from the arguments'; or a
+            function from the hyperparameters to these. Arguments with the same name change together. For an argument
+            that holds links, the name of the decays inside; for one that has to equal that of an average before the
+            link, `InFront`.
+        too_late: What the error message suggests if the link comes after links that it cannot follow.
+        too_early: The same, if it comes before links that it cannot precede.
+        view: If it stores the state of what it holds in another form, a function from its hyperparameters, by name, to
+            the `View` through which other code sees that state.
+        is_final: Whether its updates must reach the parameters unchanged: with no link after it, and not rounded to the
+            parameters' dtypes.
+        is_leafwise: Whether everything it does to the leaves of the updates goes through `map_updates` and `map_state`,
+            one leaf at a time, and it does not look at leaves in any other way. Then a chain traces it once for all
+            leaves of the same shape, if the same holds for what is inside it.
 
     Returns:
         A decorator.
@@ -718,7 +719,7 @@ def link(
             numbers = tuple(name for name in arguments.numbers if hyperparams[name] is not None)
             schedules = [name for name in numbers if callable(hyperparams[name])]
             if schedules:
-                # What the factory itself checks, it checks now.
+                # Run the factory's own checks now.
                 factory(**{**hyperparams, **dict.fromkeys(schedules, _IN_ALL_RANGES)})  # type: ignore[call-arg]
                 tx = _scheduled(factory, hyperparams, schedules)
             else:

@@ -1,4 +1,4 @@
-"""Which weights decay: ready masks, and what the masks of users say."""
+"""Which weights decay: ready-made masks, and users' masks."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ _NAMES_LEFT_ALONE = ("bias", "scale")
 
 
 def matrices_only(params: optax.Params) -> Any:
-    """Selects the weight matrices and kernels, and leaves biases and normalisation parameters alone.
+    """Selects weight matrices and kernels, but not biases and normalisation parameters.
 
-    A leaf is selected when it has at least two dimensions and is not called `bias` or `scale` (Flax gives the biases
-    of multi-head attention two dimensions, and layers stacked by `nn.scan` have one more than they seem to).
+    A leaf is selected when it has at least two dimensions and is not called `bias` or `scale` (Flax gives the biases of
+    multi-head attention two dimensions, and the parameters of layers stacked by `nn.scan` have one more dimension).
 
     Args:
         params: Any tree of arrays: a nested dictionary, an `nnx.State`, a dataclass.
@@ -26,7 +26,7 @@ def matrices_only(params: optax.Params) -> Any:
         A tree of booleans with the structure of `params`, as `mask` arguments take it.
 
     Raises:
-        TypeError: If it is given a step count, which is what a schedule would be given.
+        TypeError: If it is called with a step count, as a schedule would be.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,7 +38,7 @@ def matrices_only(params: optax.Params) -> Any:
     if isinstance(params, int | jax.Array) and jnp.issubdtype(jnp.result_type(params), jnp.integer):
         raise TypeError(
             f"matrices_only: params must be a tree of parameters, got the number {params!r}: a step count? With "
-            "optax.inject_hyperparams, name the mask in static_args, or it is taken for a schedule"
+            "optax.inject_hyperparams, name the mask in static_args, otherwise it is taken for a schedule"
         )
 
     def select(path, leaf):
@@ -52,7 +52,7 @@ def check_flags(where: str, mask: Any) -> None:
     """Raises if a mask has a leaf that is not a boolean; the error names its path."""
     for path, flag in jax.tree_util.tree_leaves_with_path(mask):
         if not isinstance(flag, bool | np.bool_):
-            # An array of booleans is refused, too: inside `jax.jit` nobody knows what it says.
+            # An array of booleans is rejected, too: inside `jax.jit` its values are unknown.
             what = f"an array of dtype {flag.dtype}" if hasattr(flag, "dtype") else describe(flag)
             place = f" at {path_text(path)}" if path else ""
             raise TypeError(f"{where}: mask must be a tree of True and False, got {what}{place}")
@@ -65,4 +65,4 @@ def selected(where: str, mask: Any, params: optax.Params, to: str = "decay") -> 
     if is_function(mask):
         mask = mask(params)
         check_flags(where, mask)
-    return spread(f"{where}: mask", f"say of every parameter whether it is to {to}", mask, params)
+    return spread(f"{where}: mask", f"say for every parameter whether it should {to}", mask, params)

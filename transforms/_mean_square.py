@@ -33,8 +33,8 @@ class MeanSquareState(NamedTuple):
 def mean_square(decay: Fraction) -> optax.GradientTransformation:
     """Replaces the gradient by the running mean of its square.
 
-    nu_t = decay · nu_{t−1} + (1 − decay) · g_t², from nu_0 = 0; puts out nu_t. It is made to be divided by: the
-    second argument of `moment_ratio`.
+    nu_t = decay · nu_{t−1} + (1 − decay) · g_t², from nu_0 = 0; returns nu_t. Its root is meant as a divisor: use it as
+    the second argument of `moment_ratio`.
 
     Args:
         decay: How much of the past is kept (Adam's β2, RMSprop's α, Adadelta's ρ), in [0, 1], or a schedule of it.

@@ -1,7 +1,8 @@
-"""What the arrays in a link's state mean, declared beside the link so that no other file has to know.
+"""What the arrays in a link's state mean, declared next to the link so that no other file has to know.
 
-A link's state is a named tuple. `@link(..., state={"mu": Moment(...), "count": Count()})` says of each of its fields
-what it is; `migrate`, the exchange with PyTorch, and whatever else acts on the state of whole optimizers read it.
+A link's state is a named tuple. `@link(..., state={"mu": Moment(...), "count": Count()})` says what each of its fields
+is. `migrate`, the exchange with PyTorch, and everything else that acts on the state of whole optimizers reads these
+declarations.
 """
 
 import dataclasses
@@ -11,26 +12,28 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """A field with an array for every parameter: a statistic of what comes into the link, gathered over the steps.
+    """A field with an array for every parameter: a statistic of the link's inputs, accumulated over the steps.
 
     Attributes:
-        of: What it is, in words, with `{}` for what comes in: `"average of {}"`. Two moments are the same quantity if
-            these words are.
-        weight: What a new value is multiplied by when it comes in, from the link's hyperparameters by name:
-            1 − dampening for a dampened sum. `None` for 1. Two sums of one quantity that differ in the weight differ by
-            a factor.
-        is_average: Whether the weights of the old and the new add up to 1, from the hyperparameters by name; such
-            moments are of one size, whatever their memory, and are never rescaled for another decay. An exponential
-            average has to say so.
-        power: In which power what comes in goes into it: 2 for a mean of squares.
-        torch: What PyTorch's optimizers call it in their `state_dict`; where that depends on the slot the link is in,
-            a dictionary from slots (`"first"`, `""` for all others) to names.
-        if_unchanged: Whether it makes no sense in a link with other hyperparameters: half a sum of gradients.
-        slot: If the link is a whole optimizer in one, the slot in which the chain that does the same has it: `"first"`.
-        is_nonnegative: Whether none of its values is ever below 0, if that does not follow from `power`.
-        is_subtracted: Whether it is subtracted from another moment of about its size, or that from it, so that all of
-            its digits count.
-        is_fed_back: Whether what it scales goes into it, so that the noise of what comes in grows from step to step.
+        of: What it is, in words, with `{}` for the link's input: `"average of {}"`. Two moments are the same quantity
+            if their words are the same.
+        weight: The factor of a new value as it is added, a function of the link's hyperparameters by name:
+            1 − dampening for a dampened sum. `None` for 1. Two sums of one quantity with different weights differ by a
+            factor.
+        is_average: Whether the weights of the old and the new value add up to 1, a function of the hyperparameters by
+            name. Such moments have the same scale, whatever their decay, and are never rescaled for another one. An
+            exponential average must declare this.
+        power: The power of the input that is accumulated: 2 for a mean of squares.
+        torch: Its name in the `state_dict` of PyTorch's optimizers; if that depends on the slot the link is in, a
+            dictionary from slots (`"first"`, `""` for all others) to names.
+        if_unchanged: Whether it is meaningless in a link with other hyperparameters, such as a partial sum of
+            gradients.
+        slot: If the link is a whole optimizer in one, the slot that holds this moment in the equivalent chain:
+            `"first"`.
+        is_nonnegative: Whether its values are never below 0, if that does not follow from `power`.
+        is_subtracted: Whether it is subtracted from another moment of about its size, or the other from it, so that all
+            of its digits count.
+        is_fed_back: Whether it accumulates what it scales itself, so that noise in the input grows from step to step.
 
     Example:
         >>> from linkax.transforms import Moment
@@ -51,26 +54,26 @@ class Moment:
 
     @property
     def has_sign(self) -> bool:
-        """Whether its values may be negative: a square's never are."""
+        """Whether its values may be negative; squares never are."""
         return self.power != 2 and not self.is_nonnegative
 
     @property
     def torch_names(self) -> tuple[str, ...]:
-        """All names that PyTorch has for it."""
+        """All names that PyTorch uses for it."""
         names = (self.torch,) if isinstance(self.torch, str) else tuple(self.torch.values())
         return tuple(name for name in names if name)
 
     def torch_name(self, slot: str) -> str:
-        """PyTorch's name for it where the link is in a slot; empty if there is none."""
+        """PyTorch's name for it if the link is in a given slot; empty if there is none."""
         return self.torch if isinstance(self.torch, str) else self.torch.get(slot, self.torch.get("", ""))
 
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """A field with one whole number: how many steps the optimizer has taken.
+    """A field with one integer: the number of steps the optimizer has taken.
 
     Attributes:
-        is_inside: Whether it counts the steps of what is inside the link, which may rest in some of the link's own.
+        is_inside: Whether it counts the steps of what is inside the link, which may skip some of the link's own steps.
         is_needed: Whether the updates depend on it.
 
     Example:
@@ -85,15 +88,15 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """A field with one number that follows from the steps taken, such as the weight that an average has gathered.
+    """A field with one number that follows from the steps taken, such as the weight that an average has accumulated.
 
-    It belongs to the moments of its own link, or to those of the links in front of it, and starts anew where they do.
+    It belongs to the moments of its own link, or to those of the links before it, and restarts when they do.
 
     Attributes:
-        after: Its value after so many steps from the start: a function of the number of steps, and of the link's
+        after: Its value after a number of steps from the start: a function of that number, and of the link's
             hyperparameters by name.
-        torch: What PyTorch calls it, if it keeps it.
-        from_torch: From PyTorch's number to ours; the same function leads back.
+        torch: PyTorch's name for it, if PyTorch stores it.
+        from_torch: Converts PyTorch's number to ours; the same function converts back.
 
     Example:
         >>> from linkax.transforms import Gathered
@@ -109,12 +112,12 @@ class Gathered:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """A field that means something only to the link itself; it is kept where a link of that name goes on.
+    """A field that means something only to the link itself; `migrate` keeps it where a link of the same name remains.
 
     Attributes:
-        if_unchanged: Whether it makes no sense in a link with other hyperparameters.
-        is_value: Whether it holds a hyperparameter that somebody may set while training runs.
-        is_scheduled: Whether that hyperparameter is a schedule, which has its value computed anew in every step.
+        if_unchanged: Whether it is meaningless in a link with other hyperparameters.
+        is_value: Whether it holds a hyperparameter that may be set during training.
+        is_scheduled: Whether that hyperparameter is a schedule, whose value is recomputed at every step.
 
     Example:
         >>> from linkax.transforms import Own
@@ -129,14 +132,14 @@ class Own:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A field with what parameters of low precision lack, an array for each of these, and `None` for all others.
+    """A field with what low-precision parameters lack: an array for each of them, and `None` for all others.
 
-    A parameter with its array is a float32 weight.
+    A parameter together with its array is a float32 weight.
 
     Attributes:
-        full: From a parameter and its array to the float32 weight.
-        kept: From a parameter and the float32 weight to the array.
-        nearest: From a float32 weight, and an array of the parameter's dtype, to the parameter that stands for it.
+        full: Maps a parameter and its array to the float32 weight.
+        kept: Maps a parameter and the float32 weight to the array.
+        nearest: Maps a float32 weight, and an array of the parameter's dtype, to the parameter that represents it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,11 +160,11 @@ Field = Moment | Count | Gathered | Own | Weights
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What passes between two links: a quantity, times a known factor, times what nobody knows before it happens.
+    """What passes between two links: a quantity, times a known factor, times factors that are not known in advance.
 
     Attributes:
         quantity: What it is, in words: "gradient", "ratio", "average of gradient".
-        factor: A number it has been multiplied by, such as minus the learning rate.
+        factor: The number it has been multiplied by, such as minus the learning rate.
         unknown: What else it has been multiplied by: schedules, and links whose effect is not known.
     """
 
@@ -170,12 +173,12 @@ class Stream:
     unknown: tuple[Hashable, ...] = ()
 
     def through(self, out: str, factor: Any) -> "Stream":
-        """What leaves a link that turns `{}` into `out` and multiplies by `factor`: a number, or anything unknown."""
+        """The output of a link that turns `{}` into `out` and multiplies by `factor`: a number, or anything unknown."""
         quantity = out.replace("{}", self.quantity)
         if isinstance(factor, int | float):
             return Stream(quantity, self.factor * factor, self.unknown)
         return Stream(quantity, self.factor, (*self.unknown, factor))
 
     def squared(self) -> "Stream":
-        """The same quantity, with everything it was multiplied by squared."""
+        """The same quantity, with all of its factors squared."""
         return Stream(self.quantity, self.factor**2, self.unknown * 2)

@@ -17,8 +17,8 @@ from ._precision import at_least_float32, wide_inside
 class MomentRatioState(NamedTuple):
     """State of `moment_ratio`."""
 
-    first: Any  # state of the link or chain that makes m
-    second: Any  # state of the link or chain that makes V
+    first: Any  # state of the link or chain that computes m
+    second: Any  # state of the link or chain that computes V
 
 
 @link("moment", is_leafwise=True, is_row_local=True, out="direction of {}", knobs={"first": "b1", "second": "b2"})
@@ -28,11 +28,11 @@ def moment_ratio(
     eps: NonNegative,
     eps_in_sqrt: bool = False,
 ) -> optax.GradientTransformation:
-    """Feeds the same gradient to two links and divides what one puts out by the root of what the other does.
+    """Feeds the same gradient to two links and divides the output of one by the root of the other's output.
 
     m / (√V + ε), or m / √(V + ε) with `eps_in_sqrt`, where m comes from `first` and V from `second`. This is the one
-    place where an optimizer is not a straight line: in a chain, momentum followed by RMS would divide by the RMS *of
-    the momentum*. Adam is
+    place where an optimizer is not a straight sequence: in a chain, momentum followed by RMS would divide by the RMS
+    *of the momentum*. Adam is
 
         moment_ratio(chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
                      chain(mean_square(b2), bias_correction(b2)), eps)
@@ -41,10 +41,10 @@ def moment_ratio(
 
     Args:
         first: A link, a chain, or any Optax transformation: the numerator m.
-        second: The same for V, which must not be negative: one of `mean_square`, `sum_of_squares` and `variance` in it,
-            or an Optax transformation, which is trusted.
-        eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. With ε = 0, an element whose gradients have all
-            been exactly 0 becomes 0/0 = NaN, as in PyTorch.
+        second: The same for V, which must not be negative. It must contain `mean_square`, `sum_of_squares` or
+            `variance`, or an Optax transformation, which is not checked.
+        eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. With ε = 0, an element whose gradients were all
+            exactly 0 becomes 0/0 = NaN, as in PyTorch.
         eps_in_sqrt: Whether ε is added under the root (most textbooks, TensorFlow's RMSprop) or to it (PyTorch).
 
     Returns:
@@ -53,11 +53,11 @@ def moment_ratio(
 
     Raises:
         TypeError: If `first` or `second` is not a gradient transformation.
-        ValueError: If `eps` is negative or not finite, if `first` or `second` contains a link that belongs behind the
+        ValueError: If `eps` is negative or not finite, if `first` or `second` contains a link that belongs after the
             moments, or if `second` contains no second moment.
 
     Differences:
-        The derivative through the root is 0, not infinite, where all gradients have been exactly 0.
+        The derivative through the root is 0, not infinite, where all gradients were exactly 0.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -68,7 +68,7 @@ def moment_ratio(
         -2.0
 
     Source:
-        The frame m/√V is the one of Reddi et al., 2018, table 1.
+        The form m/√V is that of Reddi et al., 2018, table 1.
     """
     numerators, denominators = links_of("moment_ratio: first", first), links_of("moment_ratio: second", second)
     for name, links in (("first", numerators), ("second", denominators)):
@@ -76,7 +76,7 @@ def moment_ratio(
             if inner.place in ("step", "update"):
                 raise ValueError(
                     f"moment_ratio: {name} must hold links of the places 'gradient' and 'moment', got {inner.name} of "
-                    f"the place {inner.place!r}; put it behind the moment_ratio"
+                    f"the place {inner.place!r}; put it after the moment_ratio"
                 )
     if not any(inner.is_second_moment or inner.place is None for inner in denominators):
         raise ValueError(

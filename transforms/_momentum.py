@@ -46,7 +46,7 @@ def _alternatives(decay: Any, dampening: Any, is_corrected: bool, **_: Any) -> I
 
 
 def _weight(dampening: Any, first_step: str, **_: Any) -> Any:
-    # The first gradient of PyTorch's form is not dampened, so that the whole has no one factor.
+    # In PyTorch's form the first gradient is not dampened, so there is no single factor.
     return 1.0 if identity_of(dampening) == identity_of(0.0) else None if first_step == "gradient" else 1 - dampening
 
 
@@ -55,7 +55,7 @@ def _is_average(decay: Any, dampening: Any, first_step: str, **_: Any) -> bool:
 
 
 def _knobs(decay: Any, dampening: Any, first_step: str) -> dict[str, str]:
-    # An average stays one only if its two numbers move together.
+    # An average remains one only if its two numbers change together.
     tied = {"dampening": "momentum"} if _is_average(decay, dampening, first_step) else {}
     return {"decay": "momentum", **tied}
 
@@ -76,16 +76,16 @@ def scale_by_momentum(
 ) -> optax.GradientTransformation:
     """Replaces the gradient by the running sum, or the running average, of the gradients.
 
-    mu_t = decay · mu_{t−1} + (1 − dampening) · g_t, from mu_0 = 0; puts out mu_t. With `dampening=0` this is the
+    mu_t = decay · mu_{t−1} + (1 − dampening) · g_t, from mu_0 = 0; returns mu_t. With `dampening=0` this is the
     accumulating form (PyTorch's `momentum`), with `dampening=decay` the exponential average (Adam's first moment),
     which is biased towards zero until `bias_correction(decay)` divides by 1 − decay^t.
 
-    Where it stands relative to the learning rate decides what a schedule does to it: before (PyTorch), a new rate
-    multiplies the whole buffer; after, as in v ← decay · v + α g, w ← w − v, only the gradients still to come.
+    Its position relative to the learning rate decides what a schedule does to it. Before the learning rate (PyTorch), a
+    new rate multiplies the whole buffer; after it, as in v ← decay · v + α g, w ← w − v, only future gradients.
 
     Args:
         decay: How much of the past is kept, μ or β, in [0, 1], or a schedule of it.
-        dampening: What is taken off the new gradient's weight, in [0, 1], or a schedule of it.
+        dampening: What is subtracted from the new gradient's weight of 1, in [0, 1], or a schedule of it.
         first_step: `"zeros"` starts from mu_0 = 0. `"gradient"` starts from mu_1 = g_1: the first gradient is not
             dampened, as in PyTorch's SGD.
 
@@ -97,7 +97,8 @@ def scale_by_momentum(
         ValueError: If a number is outside its range, or `first_step` is neither of its values.
 
     Differences:
-        `optax.trace` has no dampening; `optax.ema` is the averaged form. Keras's SGD has the learning rate inside.
+        `optax.trace` has no dampening; `optax.ema` is the averaged form. Keras's SGD applies the learning rate inside
+        the momentum.
 
     Example:
         The running average of 100, 114, 118 with β = 0.7:

@@ -1,4 +1,4 @@
-"""The gradient with its sign turned around: what makes a minimiser a maximiser.
+"""The gradient with its sign flipped, which turns a minimiser into a maximiser.
 
 −g_t
 """
@@ -12,9 +12,9 @@ from ._link import link
 
 @link("gradient", is_leafwise=True, sets_sign=True, is_row_local=True, factor=-1.0)
 def negate_grad() -> optax.GradientTransformation:
-    """Negates the gradient, so that the optimizer climbs.
+    """Negates the gradient, so that the optimizer maximises.
 
-    g ← −g, before weight decay, which still shrinks the weights. It is what `maximize=True` puts in front.
+    g ← −g, before weight decay, which still shrinks the weights. `maximize=True` puts this link first.
 
     Returns:
         A link at the place `"gradient"` without state.

@@ -1,6 +1,6 @@
 """Nesterov's momentum: the step is taken along the momentum one step ahead.
 
-    mu_t = decay · mu_{t−1} + w · g_t,   put out: a_t · g_t + b_t · mu_t
+    mu_t = decay · mu_{t−1} + w · g_t,   returned: a_t · g_t + b_t · mu_t
 
 Three forms of it are in use; they differ in the weights w, a_t and b_t.
 """
@@ -32,15 +32,15 @@ from ._schedules import at_steps, weight_gathered
 
 
 class ScaleByNesterovState(NamedTuple):
-    """State of `scale_by_nesterov`; every form keeps all of it, so one can be swapped for another in mid-run."""
+    """State of `scale_by_nesterov`; the same for every form, so they can be swapped for each other mid-run."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken
     mu: optax.Updates  # shapes of the parameters, at least float32: the sum or average
-    correction: jax.Array  # () real: 1 − μ_1 μ_2 … μ_t, the weight that an average from zero has gathered
+    correction: jax.Array  # () real: 1 − μ_1 μ_2 … μ_t, the weight of an average that started from zero
 
 
 def weight_after(steps: int, decay: Any, momentum_decay: Any = None, **_: object) -> float:
-    """1 − μ_1 μ_2 … μ_steps: what `ScaleByNesterovState.correction` is after so many steps from the start."""
+    """1 − μ_1 μ_2 … μ_steps: the value of `ScaleByNesterovState.correction` after this many steps from the start."""
 
     def mu(counts):
         rises = 1.0
@@ -75,19 +75,19 @@ def scale_by_nesterov(
 ) -> optax.GradientTransformation:
     """Replaces the gradient by Nesterov's momentum: the momentum as it will be one step ahead.
 
-    - `"accumulated"` (PyTorch's SGD): mu ← β mu + g; puts out g + β mu.
-    - `"averaged"`: mu ← β mu + (1 − β) g; puts out (1 − β) g + β mu.
-    - `"corrected"` (NAdam): the averaged form with each term divided by the weight it has gathered by then,
-      (1 − μ_t) / (1 − Π_t) · g + μ_{t+1} / (1 − Π_{t+1}) · mu, where Π_t = μ_1 ⋯ μ_t and μ_t = β, or
-      μ_t = β (1 − ½ · 0.96^{t ψ}) when ψ = `momentum_decay` is given. The average mu itself is kept with β.
+    - `"accumulated"` (PyTorch's SGD): mu ← β mu + g; returns g + β mu.
+    - `"averaged"`: mu ← β mu + (1 − β) g; returns (1 − β) g + β mu.
+    - `"corrected"` (NAdam): the averaged form with each term divided by the weight it has accumulated by then,
+      (1 − μ_t) / (1 − Π_t) · g + μ_{t+1} / (1 − Π_{t+1}) · mu, where Π_t = μ_1 ⋯ μ_t and μ_t = β, or μ_t = β
+      (1 − ½ · 0.96^{t ψ}) when ψ = `momentum_decay` is given. The average mu itself uses β.
 
-    The first form is Nesterov's method after a change of variable: with v the velocity, gradients taken at the
-    look-ahead point w − α β v, and w' = w − α β v for the parameters, w' follows exactly these steps.
+    The first form is Nesterov's method after a change of variables. With the velocity v and gradients taken at the
+    look-ahead point w' = w − α β v, the points w' follow exactly these steps.
 
     Args:
         decay: How much of the past is kept, β, in [0, 1]; below 1 for `form="corrected"`. Or a schedule of it: μ_{t+1}
-            then has the β of step t, as in PyTorch, where somebody sets it before every step.
-        form: Which weights the two terms have; see above.
+            then uses the β of step t, as in PyTorch if β is set before every step.
+        form: The weights of the two terms; see above.
         momentum_decay: ψ ≥ 0, how fast μ_t rises from near β/2 to β, per step (PyTorch's NAdam: 4e-3); `None` keeps
             μ_t = β (Optax's NAdam). Only for `form="corrected"`.
 
@@ -96,7 +96,7 @@ def scale_by_nesterov(
         parameters' shapes and is at least float32.
 
     Raises:
-        ValueError: If a number is outside its range, `form` is none of its values, or `momentum_decay` is given for
+        ValueError: If a number is outside its range, `form` is none of its values, or `momentum_decay` is given with
             another form.
 
     Differences:

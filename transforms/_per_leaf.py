@@ -1,8 +1,8 @@
-"""Tracing what happens to a leaf once for all leaves of its shape and dtype.
+"""Tracing the arithmetic of a leaf only once for all leaves of the same shape and dtype.
 
-While JAX traces a step, links do not do their arithmetic on the leaves of a chain's updates; they write it down
-(`deferred`). At the end it is done for every leaf (`settled`), by one jitted function for all leaves of the same kind:
-traced once and called for each. The compiler gets the same arithmetic, and puts it where the calls are.
+While JAX traces a step, links do not do their arithmetic on the leaves of a chain's updates; they only record it
+(`deferred`). At the end it is done for every leaf (`settled`), by one jitted function for all leaves of the same kind,
+which is traced once and called for each of them. The compiler gets the same arithmetic, and inlines the calls.
 """
 
 import collections
@@ -14,11 +14,11 @@ import numpy as np
 from jax.interpreters.partial_eval import DynamicJaxprTracer
 
 _WORTH_IT = 3
-"""How many leaves there must be of a kind: for fewer, a function of their own costs more than it saves."""
+"""How many leaves of a kind are needed: for fewer, a separate function costs more than it saves."""
 
 
 class Deferred:
-    """An array that has still to be computed from others, for one leaf: an entry in that leaf's notes."""
+    """An array of one leaf that has not been computed yet: an entry in that leaf's notes."""
 
     __slots__ = ("index", "notes")
 
@@ -31,17 +31,17 @@ class Deferred:
 
     @property
     def gradient_dtype(self) -> Any:
-        """The dtype of the leaf when its notes began."""
+        """The dtype of the leaf at the start of its notes."""
         return self.notes.dtype
 
 
 class _Notes:
-    """What is to be done for one leaf: the arrays it begins with, and functions of what is above them in the list.
+    """What to do for one leaf: the arrays it starts from, and functions of entries further up in the list.
 
     Attributes:
-        plan: An entry is `None` for an array from outside; otherwise a function and its arguments, which are indices of
+        plan: An entry is `None` for an external array; otherwise a function and its arguments, which are indices of
             entries, or values that are known while tracing.
-        arrays: The arrays from outside, in the order of their entries.
+        arrays: The external arrays, in the order of their entries.
     """
 
     __slots__ = ("arrays", "dtype", "places", "plan", "shape")
@@ -50,10 +50,10 @@ class _Notes:
         self.shape, self.dtype = array.shape, array.dtype
         self.plan: list[Any] = []
         self.arrays: list[Any] = []
-        self.places: dict[int, int] = {}  # of the arrays from outside, by their identity
+        self.places: dict[int, int] = {}  # of the external arrays, by their identity
 
     def take(self, array: Any) -> int:
-        """The index of an array from outside."""
+        """The index of an external array."""
         index = self.places.get(id(array))
         if index is None:
             self.places[id(array)] = index = len(self.plan)
@@ -78,7 +78,7 @@ class _Notes:
 
 
 def apply(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` makes of a leaf and what goes with it: now, or later if one of them has still to be computed."""
+    """Applies `function` to a leaf and its arrays: now, or later if one of them has not been computed yet."""
     for one in arguments:
         if type(one) is Deferred:
             return one.notes.note(function, arguments)
@@ -86,7 +86,7 @@ def apply(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def deferred(updates: Any) -> Any:
-    """The updates, where arithmetic on those leaves of which there are enough of the same kind is only written down."""
+    """The updates, with leaves that only record their arithmetic where there are enough of the same kind."""
     leaves, structure = jax.tree.flatten(updates)
     kinds = [_kind(leaf) for leaf in leaves]
     counts = collections.Counter(kinds)
@@ -98,9 +98,9 @@ def deferred(updates: Any) -> Any:
 
 
 def _kind(leaf: Any) -> Any:
-    """What leaves must have in common; `None` for those whose arithmetic is done at once.
+    """What leaves must have in common; `None` for leaves whose arithmetic is done at once.
 
-    Outside of tracing every step would compile the function anew.
+    Outside of tracing, every step would compile the function again.
     """
     return (leaf.shape, leaf.dtype) if isinstance(leaf, DynamicJaxprTracer) else None
 
@@ -111,14 +111,14 @@ def _start(leaf: Any) -> Deferred:
 
 
 def is_deferred(updates: Any) -> bool:
-    """Whether some of the updates have still to be computed."""
+    """Whether some of the updates have not been computed yet."""
     return any(type(leaf) is Deferred for leaf in jax.tree.leaves(updates))
 
 
 def settled(tree: Any) -> Any:
-    """The tree with what had still to be computed."""
+    """The tree with everything computed."""
     leaves, structure = jax.tree.flatten(tree)
-    wanted: dict[_Notes, list[int]] = {}  # the places in `leaves`, by leaf of the updates
+    wanted: dict[_Notes, list[int]] = {}  # positions in `leaves`, by leaf of the updates
     for place, leaf in enumerate(leaves):
         if type(leaf) is Deferred:
             wanted.setdefault(leaf.notes, []).append(place)

@@ -14,10 +14,10 @@ def at_least_float32(
 ) -> optax.GradientTransformationExtraArgs:
     """Gives `inner` updates in their accumulators' dtype, and returns its updates in the original one.
 
-    `definition` is what a link that is an abbreviation for others stands for.
+    `definition` holds the links that a link is an abbreviation for.
 
-    What passes between the links inside is then rounded once, at the end: the square of a float16 gradient of 1e-4
-    would be 0 on its way from one link to the next.
+    So the updates are rounded only once, at the end, and not between the links inside: the square of a float16 gradient
+    of 1e-4 would become 0 on its way from one link to the next.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -30,19 +30,18 @@ def at_least_float32(
 
 
 def wide_inside(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """A transformation as it works inside a chain or a link, where everything has been checked and is at least float32.
+    """A transformation as used inside a chain or a link, where everything has been checked and is at least float32.
 
-    Of our links and chains that is what they do themselves, without rounding at the end.
+    For our links and chains this is the transformation without the rounding at its end.
 
-    The state of Optax's transformations has the dtype of the parameters that `init` is given, and its numbers that of
-    the updates; where the two differ, the state would change its dtype at the first step. So they are given wide
-    parameters, too.
+    Optax's transformations initialise their state in the parameters' dtype and update it in the updates' dtype. Where
+    the two differ, the state would change its dtype at the first step. So they get wide parameters, too.
     """
     if isinstance(inside := getattr(tx, "_inside", None), optax.GradientTransformationExtraArgs):
         return inside
     tx = optax.with_extra_args_support(tx)
     links = links_of("linkax", tx)
-    if any(link.is_final for link in links):  # what is inside looks after its precision, and has to see the parameters
+    if any(link.is_final for link in links):  # what is inside handles its own precision, and has to see the parameters
         return tx
     follows = any(map(_follows_dtypes, links))
     if not follows and not any(link.is_foreign and link.slots for link in links):
@@ -56,14 +55,14 @@ def wide_inside(tx: optax.GradientTransformation) -> optax.GradientTransformatio
         is_wide = all(
             dtype_of(new) == dtype_of(old) for new, old in zip(*map(jax.tree.leaves, (widened(updates), updates)))
         )
-        # (What is wide needs no rounding back; optax.lookahead's updates do not even stand in the gradients' tree.)
+        # (Wide updates need no rounding back; optax.lookahead's do not even have the structure of the gradients' tree.)
         return (tx if is_wide else inner).update(updates, state, widened(params), **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _follows_dtypes(link: Link) -> bool:
-    """Whether a link may keep a state in the dtype of what it is given: Optax's do, where they keep one."""
+    """Whether a link may keep its state in the dtype of its inputs: Optax's do, if they have state."""
     if not link.is_foreign:
         return False
     return any(map(_follows_dtypes, link.held)) if link.held else link.init is not optax.init_empty_state

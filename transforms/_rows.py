@@ -1,7 +1,7 @@
-"""Gradients of a few rows of a large table, such as those of an embedding: only these rows are read and written.
+"""Gradients for a few rows of a large table, such as an embedding: only these rows are read and written.
 
-Such a leaf is a `jax.experimental.sparse.BCOO` array with one sparse dimension, the first: the numbers of the touched
-rows and their gradients. A row may be there several times; its gradients are summed.
+Such a leaf is a `jax.experimental.sparse.BCOO` array with one sparse dimension, the first: the indices of the touched
+rows and their gradients. A row may appear several times; its gradients are summed.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from jax.experimental.sparse import BCOO
 
 
 class _Rows:
-    """The numbers of the touched rows of an array, or all. To JAX a leaf, so it can stand for an array in a tree."""
+    """The indices of the touched rows of an array, or all. JAX sees a leaf, which can stand for an array in a tree."""
 
     def __init__(self, numbers: jax.Array | None, shape: tuple[int, ...] = ()):
         self._numbers, self._shape = numbers, shape
 
     def take(self, array: jax.Array) -> jax.Array:
-        """The touched rows; the padding of `sum_duplicates`, which is beyond the last row, is any."""
+        """The touched rows; for the padding of `sum_duplicates`, which is beyond the last row, any row."""
         if self._numbers is None:
             return array
         if array.shape != self._shape:
@@ -35,14 +35,14 @@ _ALL = _Rows(None)
 
 
 def has_rows(updates: Any) -> bool:
-    """Whether a leaf of the updates is row-sparse."""
+    """Whether any leaf of the updates is row-sparse."""
     return any(isinstance(leaf, BCOO) for leaf in jax.tree.leaves(updates, is_leaf=is_rows))
 
 
 def update_rows(
     tx: optax.GradientTransformationExtraArgs, updates: Any, state: Any, params: Any, **extra_args: Any
 ) -> tuple[Any, Any]:
-    """What `tx.update` does to the touched rows, as if they were the whole parameter; the others stay as they are."""
+    """Applies `tx.update` to the touched rows, as if they were the whole parameter; the others stay unchanged."""
     updates = jax.tree.map(lambda u: unique_rows(u) if is_rows(u) else u, updates, is_leaf=is_rows)
     rows = jax.tree.map(
         lambda u: _Rows(u.indices[:, 0], u.shape) if is_rows(u) else _ALL, updates, is_leaf=_is_rows_or_none
@@ -61,7 +61,7 @@ def update_rows(
 
 
 def unique_rows(gradient: BCOO) -> BCOO:
-    """The gradient with every row once, under a number that is not negative."""
+    """The gradient with every row once, under a nonnegative index."""
     if (gradient.n_batch, gradient.n_sparse) != (0, 1):
         raise ValueError(
             "a row-sparse gradient must have one sparse dimension, the first, and no batch dimensions, got "
@@ -89,16 +89,16 @@ def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.Arr
 
     Args:
         table: The table, (rows, *shape), or anything of its shape.
-        ids: The numbers of the rows, whole numbers of any shape; a row may be there several times. Negative ones count
-            from the end, as in `table[ids]`.
+        ids: The indices of the rows, integers in any shape; a row may appear several times. Negative ones count from
+            the end, as in `table[ids]`.
         gradient: The gradient of `table[ids]`, of that shape.
 
     Returns:
-        A row-sparse gradient, which stands for the table's in the tree of gradients.
+        A row-sparse gradient, which takes the place of the table's gradient in the tree of gradients.
 
     Raises:
         ValueError: If the shapes do not fit.
-        TypeError: If `ids` are not whole numbers.
+        TypeError: If `ids` are not integers.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -118,11 +118,11 @@ def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.Arr
     """
     shape, ids, gradient = jnp.shape(table), jnp.asarray(ids), jnp.asarray(gradient)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"row_gradient: ids must be whole numbers, got an array of dtype {ids.dtype}")
+        raise TypeError(f"row_gradient: ids must be integers, got an array of dtype {ids.dtype}")
     if not shape or gradient.shape != (*ids.shape, *shape[1:]):
         raise ValueError(
             f"row_gradient: gradient must have the shape of table[ids], got {gradient.shape} for a table {shape} and "
             f"ids {ids.shape}"
         )
-    numbers = ids.astype(jnp.promote_types(ids.dtype, jnp.int32)).reshape(-1, 1)  # shorter ones cannot tell all rows
+    numbers = ids.astype(jnp.promote_types(ids.dtype, jnp.int32)).reshape(-1, 1)  # narrower ones cannot index all rows
     return BCOO((gradient.reshape(-1, *shape[1:]), numbers), shape=shape)

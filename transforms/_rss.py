@@ -33,7 +33,7 @@ def scale_by_rss(
         ValueError: If a number is outside its range.
 
     Differences:
-        `optax.scale_by_rss` has ε under the root, starts from 0.1, and puts out 0 where S is 0.
+        `optax.scale_by_rss` has ε under the root, starts from 0.1, and returns 0 where S is 0.
 
     Example:
         >>> import jax.numpy as jnp

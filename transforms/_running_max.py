@@ -26,17 +26,17 @@ class RunningMaxState(NamedTuple):
     out="maximum of {}",
 )
 def running_max() -> optax.GradientTransformation:
-    """Replaces what comes in by the largest value it has had, element by element.
+    """Replaces its input by the largest value so far, element by element.
 
-    nu_max_t = max(nu_max_{t−1}, u_t), from 0; puts out nu_max_t. Behind `mean_square` it makes Adam AMSGrad:
-    before `bias_correction` it takes the maximum of the raw second moment, behind it that of the corrected one.
+    nu_max_t = max(nu_max_{t−1}, u_t), from 0; returns nu_max_t. After `mean_square` it turns Adam into AMSGrad. Before
+    `bias_correction` it takes the maximum of the raw second moment, after it that of the corrected one.
 
     Returns:
-        A link at the place `"moment"` with state `RunningMaxState(nu_max)`, which has the parameters' shapes and is
-        at least float32. Real and imaginary parts have a maximum each.
+        A link at the place `"moment"` with state `RunningMaxState(nu_max)`, which has the parameters' shapes and is at
+        least float32. Real and imaginary parts have separate maxima.
 
     Differences:
-        PyTorch takes the maximum before the bias correction, Optax's `amsgrad` behind it. A NaN stays, as in PyTorch.
+        PyTorch takes the maximum before the bias correction, Optax's `amsgrad` after it. A NaN stays, as in PyTorch.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What schedules have given over many steps."""
+"""The values of schedules over many steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +16,15 @@ def at_steps(value: Any, counts: np.ndarray) -> np.ndarray:
         return np.full(len(counts), float(value))
     try:
         found: Any = jax.vmap(lambda count: jnp.asarray(value(count)))(jnp.asarray(counts))
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python decides on the count
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):  # Python branches on the count
         found = [value(count) for count in counts]
     return np.asarray(found, np.float64)
 
 
 def weight_gathered(steps: int, decays: Callable[[np.ndarray], np.ndarray]) -> float:
-    """1 − d_1 d_2 … d_steps: the weight that an average from zero with these decays has gathered.
+    """1 − d_1 d_2 … d_steps: the weight that an average with these decays has accumulated from zero.
 
-    `decays` gives them at steps counted from 0. As soon as nothing is missing from the weight any more, the rest of the
-    steps is not looked at.
+    `decays` gives them at steps counted from 0. Once the weight is 1, the remaining steps are skipped.
     """
     log = 0.0
     for start in range(0, steps, _BLOCK):

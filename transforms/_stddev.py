@@ -33,7 +33,7 @@ def scale_by_stddev(
         ValueError: If a number is outside its range.
 
     Differences:
-        See `variance` for what happens when the gradient hardly changes.
+        See `variance` for gradients that hardly change.
 
     Example:
         >>> import jax.numpy as jnp

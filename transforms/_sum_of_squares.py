@@ -31,8 +31,8 @@ class SumOfSquaresState(NamedTuple):
 def sum_of_squares(initial_accumulator_value: Constant = 0.0) -> optax.GradientTransformation:
     """Replaces the gradient by the sum of its squares so far.
 
-    S_t = S_{t−1} + g_t², from S_0 = `initial_accumulator_value`; puts out S_t. It is made to be divided by: the
-    second argument of `moment_ratio`.
+    S_t = S_{t−1} + g_t², from S_0 = `initial_accumulator_value`; returns S_t. Its root is meant as a divisor: use it as
+    the second argument of `moment_ratio`.
 
     Args:
         initial_accumulator_value: S_0 of every element, at least 0.

@@ -41,8 +41,8 @@ class VarianceState(NamedTuple):
 def variance(decay: Fraction) -> optax.GradientTransformation:
     """Replaces the gradient by its running variance.
 
-    nu_t − mu_t², with mu and nu the running means of g and of g², both from 0. It is made to be divided by: the
-    second argument of `moment_ratio`.
+    nu_t − mu_t², with mu and nu the running means of g and of g², both from 0. Its root is meant as a divisor: use it
+    as the second argument of `moment_ratio`.
 
     Args:
         decay: How much of the past is kept in both means, in [0, 1], or a schedule of it.

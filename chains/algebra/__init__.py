@@ -1,1 +1,1 @@
-"""The algebra of whole optimizers: what they consist of, chains, places, printing, `diff`, `ablations`."""
+"""The algebra of whole optimizers: their structure, chains, places, printing, `diff`, `ablations`."""

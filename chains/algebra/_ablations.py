@@ -11,25 +11,26 @@ from ._structure import Part, Path, joined, part_at, parts, rewrite
 
 
 def ablations(tx: Chain) -> dict[str, Chain]:
-    """Takes one link at a time out of a chain, or swaps it for its usual alternative.
+    """Removes one link at a time from a chain, or swaps it for its usual alternative.
 
-    The chains one step away from `tx`, wherever the step makes sense:
+    Returns the chains one step away from `tx`, wherever the step makes sense:
 
-    - every link left out. Of a moment, its bias correction goes with it; without a second moment, a `moment_ratio` is
-      its first moment alone; without a bias correction, once for each moment and once for all;
-    - weight decay of the other kind (with its strength and mask);
+    - each link left out. A moment takes its bias correction with it. Without its second moment, a `moment_ratio`
+      becomes its first moment alone. Bias corrections are left out one by one and all together;
+    - weight decay of the other kind (with the same strength and mask);
     - the running maximum of the second moment added (AMSGrad);
-    - ε moved into the root, or out of it;
-    - Nesterov's momentum for momentum.
+    - ε moved into or out of the root;
+    - Nesterov's momentum instead of momentum.
 
-    What sets the sign of the update is never left out: the learning rate, and the negation of `maximize`. Groups of
-    parameters (`param_groups`) are taken apart one by one; a frozen one stays frozen.
+    Links that set the sign of the update are never left out: the learning rate, and the negation of `maximize`. Groups
+    of parameters (`param_groups`) are ablated one by one; a frozen group stays frozen.
 
     Args:
         tx: A chain.
 
     Returns:
-        The chains by readable names, such as `"without bias_correction"`, each once; `tx` itself is not among them.
+        A dictionary from readable names, such as `"without bias_correction"`, to chains, without duplicates and without
+        `tx`.
 
     Raises:
         TypeError: If `tx` is not a chain.
@@ -69,7 +70,7 @@ def ablations(tx: Chain) -> dict[str, Chain]:
             new = chain(*rewrite(tx.links, changes, chain))
             for link in added:
                 new = new.add(link)
-        except ValueError:  # makes no sense here, such as a moment_ratio whose foreign second moment is left out
+        except ValueError:  # not possible here, such as a moment_ratio without its foreign second moment
             continue
         if new != tx and new not in found.values():
             found[_free(name, found)] = new
@@ -92,25 +93,25 @@ _Step = tuple[str, Mapping[Path, tuple[Link, ...]]] | tuple[str, Mapping[Path, t
 
 
 def _free(name: str, taken: Mapping[str, Chain]) -> str:
-    """The name, with a number behind it if links of one name have made it ambiguous."""
+    """The name, followed by a number if several links with the same name make it ambiguous."""
     numbered = (name if count == 1 else f"{name} ({count})" for count in itertools.count(1))
     return next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _is_own(path: Path, tx: Chain) -> bool:
-    """Whether a link is the chain's own, and not that of a whole optimizer inside one of its links."""
+    """Whether a link belongs to the chain itself and not to a whole optimizer inside one of its links."""
     holders = (part_at(tx.links, path[:end]) for end in range(1, len(path), 2))
     return all(holder.place is not None for holder in holders)
 
 
 def _corrects(link: Link) -> bool:
-    """Whether it corrects what comes in by the weight that has been gathered."""
+    """Whether it corrects its input by the accumulated weight."""
     kinds = {type(field) for field in link.fields.values()}
     return Gathered in kinds and Moment not in kinds
 
 
 def _without(part: Part, every: list[Part]) -> Iterator[_Step]:
-    """Leaves one link out, with what makes no sense without it."""
+    """Leaves one link out, together with the links that make no sense without it."""
     link = part.link
     kinds = {slot.kind for slot in link.slots.values()}
     if link.sets_sign or "moment" in kinds or (link.is_foreign and (kinds or link.is_identity)):
@@ -128,7 +129,7 @@ def _without(part: Part, every: list[Part]) -> Iterator[_Step]:
 
 
 def _alternatives(part: Part, every: list[Part]) -> Iterator[Alternative]:
-    """The usual alternatives to a link, as it declares them, and ε on the other side of the root."""
+    """The usual alternatives to a link, as it declares them, and ε moved into or out of the root."""
     given = part.link.hyperparams
     if not part.link.is_foreign and "eps_in_sqrt" in given:
         where = "outside" if given["eps_in_sqrt"] else "in"
@@ -137,7 +138,7 @@ def _alternatives(part: Part, every: list[Part]) -> Iterator[Alternative]:
     for other in part.link.alternatives(is_corrected=_correction(part, every) is not None):
         if not any(link in behind for link in other.links):  # a second maximum would change nothing
             yield other
-    if part.link.definition is not None:  # an abbreviation: what it stands for may have alternatives, too
+    if part.link.definition is not None:  # an abbreviation: the links it stands for may have alternatives, too
         inside = list(parts(part.link.definition.links))
         idle = {one.path: () for one in inside if one.link.is_identity}
         for one in inside:
@@ -159,7 +160,7 @@ def _swapped(part: Part, other: Alternative, every: list[Part]) -> _Step:
 
 
 def _correction(part: Part, every: list[Part]) -> Part | None:
-    """The bias correction behind an average, in the same moment."""
+    """The bias correction after an average, in the same moment."""
     if not any(isinstance(field, Moment) and field.weight is not None for field in part.link.fields.values()):
         return None
     for other in every:

@@ -1,4 +1,4 @@
-"""A chain: links one behind the other, which remembers them, prints them, and can be taken apart.
+"""A chain: a sequence of links that remembers its links, prints them, and can be edited.
 
 Chains never change; `swap`, `drop` and `add` return new ones.
 """
@@ -28,8 +28,8 @@ class Chain(optax.GradientTransformationExtraArgs):
     dictionary key. Chains are made by `chain` and by the named optimizers.
 
     Attributes:
-        init: From parameters to the chain's state, a tuple of its links' states, as in Optax.
-        update: From (updates, state, parameters) to (updates, state), as in Optax.
+        init: Maps the parameters to the chain's state, a tuple of its links' states, as in Optax.
+        update: Maps (updates, state, parameters) to (updates, state), as in Optax.
         links: The links in order. A foreign Optax transformation is a link without a place.
 
     Example:
@@ -48,7 +48,7 @@ class Chain(optax.GradientTransformationExtraArgs):
     """
 
     links: tuple[Link, ...]
-    _inside: optax.GradientTransformationExtraArgs  # its links alone: nothing is checked, nor rounded at the end
+    _inside: optax.GradientTransformationExtraArgs  # its links alone, without checks and without rounding at the end
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> "Chain":
         if (known := recall(cls, init, update)) is not None:
@@ -65,25 +65,25 @@ class Chain(optax.GradientTransformationExtraArgs):
         refuse_setting(self, name, "tx.swap(...), tx.drop(...) and tx.add(...) make other chains")
 
     def anatomy(self) -> Anatomy:
-        """What it is where it stands in place of a single link; see `linkax.transforms._foreign`."""
+        """What it is when used as a single link; see `linkax.transforms._foreign`."""
         held = {"inner": Held(self, ())}
         return Anatomy("chain", {}, holds=held, rebuild=lambda changes: changes["inner"], out="{}", factor=1.0)
 
     def swap(self, name: str, link: optax.GradientTransformation) -> "Chain":
         """Returns the chain with one link replaced by another.
 
-        The new link stands where the old one stood if it has the same place (or one of the two is an Optax
-        transformation, whose place is unknown), and otherwise goes to its own place:
-        swapping `add_l2_to_grad` for `decoupled_weight_decay` moves the decay from the gradient to the step, right
-        before the learning rate. Nothing carries over from the old link: a mask has to be given to the new one too.
+        The new link takes the old one's position if both have the same place, or if one of them is an Optax
+        transformation, whose place is unknown. Otherwise it goes to its own place: swapping `add_l2_to_grad` for
+        `decoupled_weight_decay` moves the decay from the gradient to the step, right before the learning rate. Nothing
+        carries over from the old link: pass a mask to the new one again.
 
         Args:
-            name: The name of the link to take out, also one inside a `moment_ratio`. Where several links have that
-                name, the moment it stands in comes first: `"second.bias_correction"`.
-            link: The link (or chain, or Optax transformation) to put in.
+            name: The name of the link to remove, which may be inside a `moment_ratio`. If several links have that name,
+                prefix the moment it is in: `"second.bias_correction"`.
+            link: The link (or chain, or Optax transformation) to insert.
 
         Raises:
-            ValueError: If no link, or more than one, has that name, or `link` cannot stand there.
+            ValueError: If no link or more than one has that name, or `link` cannot be placed there.
             TypeError: If `link` is not a gradient transformation.
 
         Example:
@@ -118,17 +118,16 @@ class Chain(optax.GradientTransformationExtraArgs):
         return (), path
 
     def drop(self, name: str) -> "Chain":
-        """Returns the chain without the links of a name.
+        """Returns the chain without the links of a given name.
 
-        A link that stands around others, such as `stored` or `lazy`, leaves these where it was.
+        A link that wraps others, such as `stored` or `lazy`, is replaced by these.
 
         Args:
-            name: As in `swap`, but every link that has the name is left out: `drop("bias_correction")` leaves out
-                the corrections of both moments, `drop("first.bias_correction")` one of them.
+            name: As in `swap`, but every link with that name is removed: `drop("bias_correction")` removes the
+                corrections of both moments, `drop("first.bias_correction")` one of them.
 
         Raises:
-            ValueError: If no link has that name, or what is left makes no sense (a `moment_ratio` without a second
-                moment).
+            ValueError: If no link has that name, or the rest makes no sense (a `moment_ratio` without a second moment).
 
         Example:
             >>> from linkax.chains import rmsprop
@@ -140,20 +139,20 @@ class Chain(optax.GradientTransformationExtraArgs):
     def add(
         self, link: optax.GradientTransformation, *, before: str | None = None, after: str | None = None
     ) -> "Chain":
-        """Returns the chain with one link more.
+        """Returns the chain with one more link.
 
-        Without `before` and `after` a link goes to the end of its own place: to the gradient before any moment, to
-        the moments behind the others, to the step right before the learning rate, to the update at the end. An
-        Optax transformation, whose place is unknown, needs one of the two.
+        Without `before` and `after`, a link goes to the end of its own place: a gradient link before any moment, a
+        moment after the others, a step link right before the learning rate, an update link to the end. An Optax
+        transformation, whose place is unknown, needs one of the two.
 
         Args:
-            link: The link (or chain, or Optax transformation) to put in.
-            before: The name of the link to stand in front of, as in `swap`.
-            after: The name of the link to stand behind.
+            link: The link (or chain, or Optax transformation) to insert.
+            before: The name of the link to insert it before, as in `swap`.
+            after: The name of the link to insert it after.
 
         Raises:
-            ValueError: If both `before` and `after` are given, or the name is unknown or ambiguous, or `link` cannot
-                stand there, or nothing says where it should.
+            ValueError: If both `before` and `after` are given, or the name is unknown or ambiguous, or `link` cannot be
+                placed there, or its position is not specified.
             TypeError: If `link` is not a gradient transformation.
 
         Example:
@@ -221,7 +220,7 @@ class Chain(optax.GradientTransformationExtraArgs):
 
 
 def _in_sequence(links: tuple[Link, ...]) -> optax.GradientTransformationExtraArgs:
-    """What `optax.chain` makes of the links as they work inside a chain; leaves of equal shapes are traced once."""
+    """The links in sequence, like `optax.chain`, as used inside a chain; leaves of equal shapes are traced once."""
     inside = [wide_inside(link) for link in links]
 
     def init(params: Any) -> Any:
@@ -244,13 +243,13 @@ def _in_sequence(links: tuple[Link, ...]) -> optax.GradientTransformationExtraAr
 
 
 def chain(*links: optax.GradientTransformation) -> Chain:
-    """Puts links one behind the other, as `optax.chain` does, and remembers them.
+    """Applies links one after the other, as `optax.chain` does, and remembers them.
 
-    u_0 = g, u_i = link_i(u_{i−1}); the last one is the update. Chains among the links are taken apart into theirs, so
-    `chain(chain(a, b), c)` is `chain(a, b, c)`; Optax's combinators stay as they are, and can be looked into.
+    u_0 = g, u_i = link_i(u_{i−1}); the last one is the update. Chains among the links are flattened, so
+    `chain(chain(a, b), c)` is `chain(a, b, c)`. Optax's combinators stay as they are, and linkax can look into them.
 
-    Between the links everything is at least float32. The update leaves in its parameter's dtype where parameters are
-    given, else in the gradient's.
+    Between the links everything is at least float32. The update is returned in its parameter's dtype if parameters are
+    given, otherwise in the gradient's.
 
     Args:
         *links: Links, chains and Optax transformations in the order in which they act.
@@ -260,8 +259,8 @@ def chain(*links: optax.GradientTransformation) -> Chain:
 
     Raises:
         TypeError: If an argument is not a gradient transformation.
-        ValueError: If a link stands where it cannot mean what it is called: weight decay on the wrong side of the
-            moments or of the learning rate, a second learning rate, or a second moment in front of the learning rate.
+        ValueError: If a link is placed where it would not do what its name says: weight decay on the wrong side of the
+            moments or of the learning rate, a second learning rate, or a second moment before the learning rate.
 
     A chain takes row-sparse gradients (`row_gradient`) if all of its links can: those of `sgd` without momentum, of
     `adagrad` and of `sparse_adam`. It then reads and writes the touched rows only.
@@ -285,8 +284,8 @@ def chain(*links: optax.GradientTransformation) -> Chain:
     flat = flatten("chain: an argument", *links)
     check_places(flat)
     tx = _in_sequence(flat) if flat else optax.with_extra_args_support(optax.identity())
-    checks = any(link.place is not None for link in flat)  # others may hold what looks after whole numbers
-    # A link that has to have its updates as they are delivers them in float32 where the parameter is less.
+    checks = any(link.place is not None for link in flat)  # others may hold transformations that handle integers
+    # The updates of a final link are returned in float32 if the parameter is narrower.
     as_delivered = in_dtype_unless_low if any(link.is_final for link in flat) else in_dtype_of
     looks_after_rows = all(link.covers_rows and link.place is None for link in flat)
 

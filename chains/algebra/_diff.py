@@ -9,7 +9,7 @@ from ._tree import Line, lines, own_text
 
 
 class Diff(str):
-    """A comparison of two chains as text; it shows itself as it prints, and is empty when the chains are equal."""
+    """A comparison of two chains as text; its repr is the text itself, which is empty if the chains are equal."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -19,14 +19,14 @@ def diff(a: Chain, b: Chain) -> Diff:
     """Puts two chains side by side and marks the links and hyperparameters that differ.
 
     A line with `<` is a link that only `a` has, one with `>` a link that only `b` has, and one with `|` a link that
-    both have with other hyperparameters, which stand between asterisks.
+    both have with different hyperparameters, which are marked with asterisks.
 
     Args:
         a: A chain.
-        b: Another one.
+        b: Another chain.
 
     Returns:
-        The text, which a notebook or a prompt shows as it is; empty if the chains are equal.
+        The text, which a notebook or a prompt shows as is; empty if the chains are equal.
 
     Raises:
         TypeError: If `a` or `b` is not a chain.
@@ -65,7 +65,7 @@ def diff(a: Chain, b: Chain) -> Diff:
 
 
 def _kind(line: Line) -> tuple:
-    """What makes two lines the same link, whatever its hyperparameters."""
+    """What two lines must share to be the same link, whatever its hyperparameters."""
     return (*line.where, line.link.name if line.link else line.text)
 
 
@@ -73,7 +73,7 @@ def _row(x: Line, y: Line) -> tuple[str, str, str]:
     if x.link is None or y.link is None or x.link == y.link:
         return x.branch + x.text, " ", y.branch + y.text
     own, others = ({k: identity_of(v) for k, v in z.hyperparams.items()} for z in (x.link, y.link))
-    slots = {*x.link.holders(), *y.link.holders()}  # these have lines of their own
+    slots = {*x.link.holders(), *y.link.holders()}  # these have their own lines
     changed = {name for name in (own | others).keys() - slots if own.get(name) != others.get(name)}
     mark = "|" if changed or not (x.link.slots or y.link.slots) else " "
     return x.branch + own_text(x.link, changed), mark, y.branch + own_text(y.link, changed)

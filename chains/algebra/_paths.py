@@ -1,4 +1,4 @@
-"""How parameters are called, and what labels say of them."""
+"""The names of parameters, and their labels."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from linkax.transforms._trees import words as words
 
 
 def labels_by_path(params: Any, labels: Any) -> dict[KeyPath, Any]:
-    """What the labels say of every parameter, by its bare path; `None` where they say nothing."""
+    """The label of every parameter, by its bare path; `None` where there is none."""
     if is_function(labels):
         return {path: labels(path_text(path), leaf) for path, leaf in leaves_with_path(params)}
     return said_of(params, labels).values

@@ -1,8 +1,8 @@
-"""The structure of a whole optimizer: its links, those inside other links and inside Optax's combinators included.
+"""The structure of a whole optimizer: its links, including those inside other links and inside Optax's combinators.
 
-Everything that acts on whole optimizers walks here: `parts` lists the links, `rewrite` builds the optimizer anew with
-others, and `map_states`, `state_arrays` and `with_arrays` do the same for the state. What a link holds, where the state
-of that is and what its own state means, the link says itself.
+Everything that acts on whole optimizers uses this file: `parts` lists the links, `rewrite` rebuilds the optimizer with
+other links, and `map_states`, `state_arrays` and `with_arrays` do the same for the state. Each link declares what it
+holds, where the state of that is, and what its own state means.
 """
 
 import itertools
@@ -24,22 +24,22 @@ from linkax.transforms._meaning import Field
 from ._paths import KeyPath, bare, labels_by_path, leaves_with_path, words
 
 Path = tuple[int | str, ...]
-"""Where a link stands: its index in the chain, then by turns the slot it is inside of and its index there."""
+"""Where a link is: its index in the chain, then alternately the slot it is inside of and its index there."""
 
 Groups = tuple[str, ...]
 """The names of the groups of parameters that a link is inside of; none without groups."""
 
 
 class Part(NamedTuple):
-    """A link and where it stands."""
+    """A link and where it is."""
 
     path: Path
-    name: str  # the link's name, behind the names of what it is inside of: "first.bias_correction"
+    name: str  # the link's name, prefixed with the names of what it is inside of: "first.bias_correction"
     link: Link
 
 
 def flatten(where: str, *transformations: Any) -> tuple[Link, ...]:
-    """The links that all the transformations consist of, in order; `where` begins an error's message."""
+    """The links that all the transformations consist of, in order; `where` starts the error message."""
     return tuple(link for tx in transformations for link in links_of(where, tx))
 
 
@@ -53,7 +53,7 @@ def parts(links: tuple[Link, ...], path: Path = (), names: str = "") -> Iterator
 
 
 def part_at(links: tuple[Link, ...], path: Path) -> Link:
-    """The link that stands somewhere."""
+    """The link at a path."""
     link = links[int(path[0])]
     return link if len(path) == 1 else part_at(link.slots[str(path[1])].links, path[2:])
 
@@ -64,7 +64,7 @@ def rewrite(
     chain: Callable[..., optax.GradientTransformation],
     path: Path = (),
 ) -> Iterator[Link]:
-    """Yields the links with others in the place of some: none, one, or several; `chain` joins those inside a link."""
+    """Yields the links with some replaced by none, one or several others; `chain` joins those inside a link."""
     for index, link in enumerate(links):
         here = (*path, index)
         if here in changes:
@@ -83,30 +83,30 @@ def joined(
 ) -> optax.GradientTransformation:
     """Links as the one transformation that a slot holds.
 
-    A chain of one link keeps its state in a tuple, so what was one remains one, and so does a whole optimizer.
+    A chain of one link keeps its state in a tuple, so a chain stays a chain, and so does a whole optimizer.
     """
     remains = slot.is_sequence and (slot.kind != "moment" or len(slot.links) == 1)
     return links[0] if len(links) == 1 and not remains else chain(*links)
 
 
 class Site(NamedTuple):
-    """A link that keeps a state, in words that survive when other links come and go."""
+    """A link with state, described in a way that stays valid when other links are added or removed."""
 
     groups: Groups
-    name: str  # its name behind the moment it is inside of: "second.mean_square"; numbered, if it is not the first one
+    name: str  # its name after that of its moment: "second.mean_square"; numbered if it is not the first one
     link: Link
-    stream: Stream  # what comes in
+    stream: Stream  # its input
     is_flat: bool = False  # whether all its parameters are one vector
-    is_alone: bool = False  # whether the moment it is inside of has no other beside it
-    is_short: bool = False  # whether an abbreviation stands for it, as RMSprop's scale_by_rms
-    is_live: Live = False  # whose hyperparameters may be set while training runs
-    clock: tuple[str, ...] = ()  # what around it lets it rest in some steps, so that it counts fewer
+    is_alone: bool = False  # whether its moment has no other next to it
+    is_short: bool = False  # whether it is inside an abbreviation, such as RMSprop's scale_by_rms
+    is_live: Live = False  # whose hyperparameters may be set during training
+    clock: tuple[str, ...] = ()  # the wrappers that let it skip some steps, so that it counts fewer
 
 
 def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTransformation, state: Any) -> Any:
-    """The state of `tx` with `fn(site, state)` for the state of every link; `where` begins an error's message.
+    """The state of `tx` with `fn(site, state)` for the state of every link; `where` starts the error message.
 
-    What `fn` is given is the link's own state: in the place of what the link holds there is `None`.
+    `fn` gets the link's own state, with `None` in place of the state of what the link holds.
     """
     seen: Counter[tuple[Groups, str]] = Counter()
 
@@ -164,7 +164,7 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
             own = put_at(own, path, new)
         return own
 
-    start: Any = Site((), "", None, Stream())  # pyright: ignore[reportArgumentType]  # `fn` sees it with a link
+    start: Any = Site((), "", None, Stream())  # pyright: ignore[reportArgumentType]  # `fn` gets it with a link
     return visit_all(flatten(where, tx), is_sequence(tx), state, start)
 
 
@@ -186,14 +186,14 @@ def _kind(state: Any) -> str:
 
 
 def get_at(tree: Any, path: tuple[Any, ...]) -> Any:
-    """The part of a tree at a path of names of fields, keys and indices."""
+    """The part of a tree at a path of field names, keys and indices."""
     for step in path:
         tree = getattr(tree, step) if _is_record(tree, step) else tree[step]
     return tree
 
 
 def put_at(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """The tree with another part at a path."""
+    """The tree with the part at a path replaced."""
     if not path:
         return value
     step, *rest = path
@@ -215,15 +215,15 @@ class StateArray(NamedTuple):
     """An array in the state of a link."""
 
     site: Site
-    keys: KeyPath  # where it is in the link's own state
+    keys: KeyPath  # its path in the link's own state
     value: Any
     field_path: tuple[Any, ...]  # the field it belongs to
     field: Field
-    param: tuple[str, ...] | None  # the words of the path of the parameter it belongs to; None for counts and the like
+    param: tuple[str, ...] | None  # the path of its parameter, as words; None for counts and the like
 
     @property
     def place(self) -> tuple[Groups, str, KeyPath]:
-        """What tells it from all others in the state."""
+        """What identifies it in the state."""
         return self.site.groups, self.site.name, self.keys
 
     @property
@@ -231,20 +231,20 @@ class StateArray(NamedTuple):
         """The names that lead to its field, whether the link is scheduled or not."""
         if not self.site.link.is_scheduled:
             return self.field_path
-        if self.field_path == ("count",) and ("inner", "count") in self.site.link.fields:  # which has the shorter name
+        if self.field_path == ("count",) and ("inner", "count") in self.site.link.fields:  # it has the shorter name
             return ("schedule", "count")
         return self.field_path[1:] if self.field_path[:1] == ("inner",) else self.field_path
 
     @property
     def slot(self) -> str:
-        """The moment that it is inside of: "second", or "second alone" in what is made to have no other."""
+        """The moment that it is inside of: "second", or "second alone" in an abbreviation that has no other moment."""
         inside = self.site.name.rpartition(".")[0]
         if not inside:
             return self.field.slot if isinstance(self.field, Moment) else ""
         return f"{inside} alone" if self.site.is_short and self.site.is_alone else inside
 
     def has_slot_of(self, other: "StateArray") -> bool:
-        """Whether both are inside the same moment; one that is alone may be written out or be an abbreviation."""
+        """Whether both are inside the same moment; a moment that is alone may be written out or abbreviated."""
 
         def slots(array: StateArray) -> set[str]:
             return (
@@ -265,7 +265,7 @@ class StateArray(NamedTuple):
 
     @property
     def clock(self) -> tuple[str, ...]:
-        """What lets it rest in some steps."""
+        """The wrappers that let it skip some steps."""
         inside = isinstance(self.field, Count) and self.field.is_inside
         return (*self.site.clock, self.site.link.name) if inside else self.site.clock
 
@@ -277,7 +277,7 @@ class StateArray(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called, whichever parameter it belongs to: "head.second.mean_square.nu"."""
+        """Its name, whichever parameter it belongs to: "head.second.mean_square.nu"."""
         return ".".join(map(str, [*self.site.groups, self.site.name, *self.field_words]))
 
     def __str__(self) -> str:
@@ -287,7 +287,7 @@ class StateArray(NamedTuple):
 def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, params: Any) -> list[StateArray]:
     """All arrays of a state, with what they mean and the parameters they belong to.
 
-    A vector of all parameters end to end (`optax.flatten`) counts as an array for each.
+    A vector of all parameters (`optax.flatten`) counts as one array per parameter.
     """
     shapes = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
     members = groups_of(flatten(where, tx), params)
@@ -306,7 +306,7 @@ def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, param
             elif isinstance(field, Moment | Weights) and path is not None:
                 found.append(StateArray(site, keys, value, path, field, texts[len(path) :]))
             else:
-                # Where nothing is said of it, what ends like a parameter's path belongs to that parameter.
+                # Without a declaration, an array whose path ends like a parameter's belongs to that parameter.
                 count = 0 if path else len(list(itertools.takewhile(_is_field, keys)))
                 at = next((at for at in range(1, count + 1) if texts[at:] in shapes), None)
                 if at is not None and (texts[at:] or np.shape(value) == shapes[()]):
@@ -322,14 +322,14 @@ def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, param
 def _pieces(
     site: Site, shapes: Mapping[Any, tuple[int, ...]], members: Mapping[Any, Groups], size: int
 ) -> list[tuple[Any, int, tuple[int, ...]]]:
-    """The parameters that a vector of them holds, with their places and shapes; none if it is no such vector."""
+    """The parameters in a vector of all of them, with offsets and shapes; none if it is no such vector."""
     own = {path: shape for path, shape in shapes.items() if members.get(path) == site.groups}
     starts = list(itertools.accumulate((math.prod(shape) for shape in own.values()), initial=0))
     return [(path, at, shape) for (path, shape), at in zip(own.items(), starts)] if starts[-1] == size else []
 
 
 def groups_of(links: tuple[Link, ...], params: Any) -> dict[tuple[str, ...], Groups]:
-    """The group of every parameter, as far as the labels say; none for those that are frozen."""
+    """The group of every parameter, as far as the labels say; frozen parameters have none."""
     if through(links, Stream()).factor == 0:
         return {}
     for link in links:
@@ -378,23 +378,23 @@ def with_arrays(
 
 
 def opaque_parts(links: tuple[Link, ...]) -> list[Part]:
-    """The links that hold what cannot be looked into."""
+    """The links that hold something that cannot be looked into."""
     return [part for part in parts(links) if part.link.is_opaque]
 
 
 def param_text(param: tuple[str, ...]) -> str:
-    """A parameter's path as text."""
+    """A parameter's path as a string."""
     return "/".join(param) or "the parameter"
 
 
 def explain_state(where: str, error: Exception, tx: optax.GradientTransformation, state: Any, params: Any) -> None:
-    """Raises an error that says so if it is because of a state of another optimizer that an update has failed.
+    """If an update failed because its state is another optimizer's, raises an error that says so.
 
-    `params` may also be the gradients, if nothing else is there.
+    `params` may also be the gradients, if there are no parameters.
     """
     try:
         expected = jax.eval_shape(tx.init, params)
-    except Exception:  # then something else is wrong, and `error` says what
+    except Exception:  # something else is wrong, and `error` says what
         return
     different = _first_difference(expected, state, "state")
     if different is None:
@@ -402,21 +402,21 @@ def explain_state(where: str, error: Exception, tx: optax.GradientTransformation
             if np.shape(wanted) != np.shape(got):
                 raise ValueError(
                     f"{where}: state must be one for these parameters: state{jax.tree_util.keystr(path)} has the shape "
-                    f"{np.shape(got)} instead of {np.shape(wanted)}; linkax.chains.migrate makes the state for others"
+                    f"{np.shape(got)} instead of {np.shape(wanted)}; linkax.chains.migrate makes one for others"
                 ) from error
-    if different is not None and different[1] != different[2]:  # the same with other keys comes from other parameters
+    if different is not None and different[1] != different[2]:  # the same type with other keys: from other parameters
         place, wanted, got = different
         links = flatten(where, tx)
         index = re.match(r"state\[(\d+)\]", place)
         whose = f"{links[int(index[1])].name} keeps" if index and len(links) > int(index[1]) else "this chain keeps"
         raise ValueError(
             f"{where}: state must be one that this chain's init has made: {place} is {got} where {whose} {wanted}; "
-            "linkax.chains.migrate makes the state of one chain into that of another"
+            "linkax.chains.migrate converts the state of one chain into that of another"
         ) from error
 
 
 def _first_difference(expected: Any, state: Any, place: str) -> tuple[str, str, str] | None:
-    """Where two states first differ in their structure, and what stands there."""
+    """Where two states first differ in structure, and what is there."""
     if jax.tree.structure(expected) == jax.tree.structure(state):
         return None
     if type(expected) is type(state) and isinstance(state, tuple) and len(expected) == len(state):

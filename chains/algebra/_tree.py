@@ -1,4 +1,4 @@
-"""A chain as a small tree: one link a line, with its hyperparameters and its place."""
+"""A chain as a small tree: one link per line, with its hyperparameters and its place."""
 
 import html
 from collections.abc import Collection, Iterator
@@ -11,8 +11,8 @@ from linkax.transforms._describe import describe
 class Line(NamedTuple):
     """A line of the tree."""
 
-    branch: str  # the lines that connect it to those above
-    text: str  # a link, or the name of the slot that the links below it are inside of
+    branch: str  # the characters that connect it to the lines above
+    text: str  # a link, or the name of the slot that holds the links below it
     link: Link | None
     where: tuple[str, ...]  # the links and slots it is inside of
 
@@ -29,15 +29,15 @@ def lines(links: tuple[Link, ...], indent: str = "", where: tuple[str, ...] = ()
                 yield from lines(slot.links, below, within)
                 continue
             last_slot = name == list(link.slots)[-1]
-            text = name if slot.links else f"{name}: what comes in"
+            text = name if slot.links else f"{name}: the input"
             yield Line(below + ("└─ " if last_slot else "├─ "), text, None, within)
             yield from lines(slot.links, below + ("   " if last_slot else "│  "), (*within, name))
 
 
 def own_text(link: Link, marked: Collection[str] = ()) -> str:
-    """A link as a call, without the links inside it, which have lines of their own.
+    """A link as a call, without the links inside it, which have their own lines.
 
-    Arguments in `marked` stand between asterisks, and are shown even at their default value.
+    Arguments in `marked` are put between asterisks, and are shown even at their default value.
     """
     described = link.described()
     hidden = link.holders() if link.slots else ()
@@ -49,12 +49,12 @@ def own_text(link: Link, marked: Collection[str] = ()) -> str:
 def tree_text(links: tuple[Link, ...]) -> str:
     """The tree as text, with the places in a column on the right."""
     rows = [(line.branch + line.text, _tag(line.link)) for line in lines(links)]
-    width = max((len(text) for text, _ in rows if len(text) <= 88), default=0)  # a long schedule may stick out
+    width = max((len(text) for text, _ in rows if len(text) <= 88), default=0)  # a long schedule may exceed it
     return "\n".join(["chain", *(f"{text:<{width}}  {place}".rstrip() for text, place in rows)])
 
 
 def _tag(link: Link | None) -> str:
-    """What stands in the column on the right."""
+    """The text in the column on the right."""
     return "" if link is None else "opaque" if link.is_opaque else link.place or ""
 
 
@@ -68,7 +68,7 @@ _STYLE = {
 
 
 def tree_html(links: tuple[Link, ...]) -> str:
-    """The tree as an HTML table, with the places as tags in colours that everybody can tell apart."""
+    """The tree as an HTML table, with the places as tags in colours that colour-blind readers can tell apart."""
     rows = []
     for line in lines(links):
         place = _tag(line.link)

@@ -1,4 +1,4 @@
-"""Links that a named optimizer has only for some arguments."""
+"""Links that a named optimizer contains only for some arguments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,5 +11,5 @@ from ._chain import Chain, chain
 
 
 def when(wanted: Any, factory: Callable[..., optax.GradientTransformation], *args: Any, **kwargs: Any) -> Chain:
-    """The link that `factory` builds, or no link at all when `wanted` is `None`, `False` or the plain number 0."""
+    """The link that `factory` builds, or no link at all if `wanted` is `None`, `False` or the plain number 0."""
     return chain() if wanted is None or is_absent(wanted) else chain(factory(*args, **kwargs))

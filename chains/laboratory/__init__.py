@@ -1,1 +1,1 @@
-"""The laboratory: grids of whole training runs, and the files they are kept in."""
+"""The laboratory: grids of whole training runs, and the files that hold their results."""

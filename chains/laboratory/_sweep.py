@@ -39,45 +39,46 @@ def sweep(
     file: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> "xarray.Dataset":
-    """Runs a training for every point of a grid, all points in one compiled call, and labels the results.
+    """Trains at every point of a grid, all points in one compiled call, and labels the results.
 
-    The result at (v, a, b, …) is `run` with the chain of variant v and the hyperparameters a, b, …: what a loop over
-    all of them would give, but compiled once for each variant and device, however many points there are. Points are
-    independent: one that diverges shows NaN or infinity in its own place, and `True` in the variable `diverged`.
+    The result at (v, a, b, …) is that of `run` with the chain of variant v and the hyperparameters a, b, …. It is what
+    a loop over all points would return, but compiled once for each variant and device, however many points there are.
+    Points are independent: one that diverges has NaN or infinity in its own place, and `True` in the variable
+    `diverged`.
 
     Several devices share the points, and so do the cores of a CPU, and several hosts that have called
-    `jax.distributed.initialize` (all of them must call `sweep` alike; all of them get the result).
+    `jax.distributed.initialize` (all of them must call `sweep` with the same arguments; all of them get the result).
 
     Args:
-        run: What to do at a point: a function that JAX can trace, from hyperparameters by name to a dictionary of
-            metrics: numbers, or arrays such as loss curves. With `variants`, its first argument is the chain.
-        grid: The axes by name: numbers (integers for seeds), each at least one and each once.
+        run: What to compute at a point: a function that JAX can trace, from hyperparameters by name to a dictionary of
+            metrics, which are numbers, or arrays such as loss curves. With `variants`, its first argument is the chain.
+        grid: The axes by name: at least one number each (integers for seeds), without duplicates.
         variants: Chains that differ in their links, by name: a chain, such as those of `ablations`, or a function from
             some of the axes to a chain, such as `lambda learning_rate: adam(learning_rate)`. Functions must all take
-            the same axes. An axis may be taken by the variants, by `run`, or by both.
-        metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; `"loss_0"` and so on for
-            those not given.
+            the same axes. An axis may be an argument of the variants, of `run`, or of both.
+        metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; the default is `"loss_0"` and
+            so on.
         chunk_size: How many points to run in one call, at least 1, rounded up to whole batches on all devices (on CPUs:
-            on all cores): what the progress bar counts and what an interruption can lose. If `None`, a sixteenth of the
-            points on a CPU and all of them on an accelerator, but never more than fit into half of the free memory. The
-            results do not depend on it.
+            on all cores). The progress bar counts chunks, and an interruption loses at most one. If `None`, a sixteenth
+            of the points on a CPU and all of them on an accelerator, but never more than fit into half of the free
+            memory. The results do not depend on it.
         batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
-            one after the other is as fast, and all on an accelerator. Compilers round differently for different
-            batches, so results are the same to the last bit only for the same batch size.
-        file: Where to keep the results, as NetCDF. An interrupted sweep that is called again with the same file goes on
-            after the last finished chunk, and a finished one is read. Several hosts need one that all of them see. What
-            tells a sweep from another is its computation; a callback into Python (`jax.pure_callback`) counts as the
-            same whatever it does.
+            running them one after the other is as fast, and all on an accelerator. Compilers round differently for
+            different batches, so results agree bit for bit only for the same batch size.
+        file: Where to save the results, as NetCDF. An interrupted sweep that is called again with the same file resumes
+            after the last finished chunk, and a finished one is read. Several hosts need a file that all of them see.
+            Sweeps are identified by their computation; callbacks into Python (`jax.pure_callback`) count as the same
+            whatever they do.
         progress: Whether to show a progress bar.
 
     Returns:
-        An `xarray.Dataset` with the dimensions `variant` (if there are variants) and those of the grid, a variable for
-        each metric and `diverged`; its attributes have the printed chains, the versions and the date.
+        An `xarray.Dataset` with the dimension `variant` (if there are variants) and those of the grid, a variable for
+        each metric, and `diverged`; its attributes hold the printed chains, the versions and the date.
 
     Raises:
-        ValueError: If an axis is empty, has a value twice or is taken by nobody, if `run` or a variant asks for
-            something that is no axis, if variants differ in their signatures or metrics, if names collide, or if `file`
-            holds another sweep. All before anything is compiled.
+        ValueError: If an axis is empty, has a duplicate value or is not used, if `run` or a variant takes an argument
+            that is not an axis, if variants differ in their signatures or metrics, if names collide, or if `file` holds
+            another sweep. All of this is checked before anything is compiled.
         TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
         ImportError: If xarray, h5netcdf, h5py, psutil or tqdm is missing: `pip install "linkax[sweep]"`.
 
@@ -105,14 +106,14 @@ def sweep(
         True
 
     Source:
-        The Cartesian product that people write as nested loops, under `jax.vmap`.
+        The Cartesian product usually written as nested loops, under `jax.vmap`.
     """
     xarray, tqdm = _extras()
     axes = _axes(grid)
     functions = _functions(run, axes, variants)
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
-            raise ValueError(f"sweep: {name} must be a whole number of at least 1 or None, got {count!r}")
+            raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
     path = None if file is None else pathlib.Path(file)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
@@ -122,7 +123,7 @@ def sweep(
     if path is not None:
         names = {*axes, *dims}.union(*dims.values())
         if slashed := sorted(name for name in names if "/" in name):
-            raise ValueError(f"sweep: names must be without '/', which NetCDF has another use for, got {slashed}")
+            raise ValueError(f"sweep: names must not contain '/', which has another use in NetCDF, got {slashed}")
         check_shared(path)
         if path.exists():
             try:
@@ -147,7 +148,7 @@ def sweep(
 
 
 class _Function:
-    """`run` with the chain of one variant, as a function of a point; it remembers the chain it built last."""
+    """`run` with the chain of one variant, as a function of a point; it remembers the last chain it built."""
 
     def __init__(self, run: Callable[..., Metrics], variant: Variant | None, run_takes: list[str], takes: list[str]):
         self._run, self._variant, self._run_takes, self._takes = run, variant, run_takes, takes
@@ -169,7 +170,7 @@ class _Function:
 def _extras() -> tuple[Any, Any]:
     try:
         import h5netcdf  # noqa: F401  (for the files, and psutil for the free memory: better missed now than later)
-        import h5py  # noqa: F401  (h5netcdf can do without, xarray cannot)
+        import h5py  # noqa: F401  (h5netcdf can do without it, xarray cannot)
         import psutil  # noqa: F401
         import tqdm
         import xarray
@@ -184,17 +185,17 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
     axes = {}
     for name, values in grid.items():
         if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"sweep: an axis must be called like an argument of a function, got {name!r}")
+            raise ValueError(f"sweep: the name of an axis must be a valid argument name, got {name!r}")
         if name in _OWN_NAMES:
             raise ValueError(f"sweep: an axis must not be called {' or '.join(_OWN_NAMES)}, got {name!r}")
         try:
             axis = np.asarray(values if hasattr(values, "__array__") else list(values))
-        except (TypeError, ValueError):  # no sequence, or sequences of several lengths
+        except (TypeError, ValueError):  # not a sequence, or sequences of different lengths
             raise TypeError(f"sweep: axis {name!r} must be a sequence of numbers, got {values!r}") from None
         if np.ma.is_masked(values):
             raise TypeError(f"sweep: axis {name!r} must be without masked values, got {values!r}")
         if jnp.issubdtype(axis.dtype, jnp.floating) and axis.dtype.itemsize < 4:
-            axis = axis.astype(np.float32)  # also those that NumPy does not know, such as bfloat16
+            axis = axis.astype(np.float32)  # including those unknown to NumPy, such as bfloat16
         if axis.ndim != 1 or axis.size == 0:
             raise ValueError(f"sweep: axis {name!r} must have one dimension and at least one value, got {values!r}")
         if axis.dtype.kind not in "biuf":
@@ -205,7 +206,7 @@ def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if not np.allclose(axes[name], axis, rtol=1e-6, atol=0, equal_nan=True):
             raise ValueError(f"sweep: axis {name!r} must fit into {dtype}, got {values!r}; or enable jax_enable_x64")
         if len(np.unique(axes[name])) < len(axis):
-            raise ValueError(f"sweep: axis {name!r} must have every value once (as {dtype}), got {values!r}")
+            raise ValueError(f"sweep: axis {name!r} must have no duplicate values (as {dtype}), got {values!r}")
     return axes
 
 
@@ -215,7 +216,7 @@ def _functions(
     if variants is not None and not isinstance(variants, Mapping):
         raise TypeError(f"sweep: variants must be a dictionary from names to chains, got {variants!r}")
     if strangers := [name for name in variants or () if not isinstance(name, str)]:
-        raise TypeError(f"sweep: variants must be called by texts, got {strangers}")
+        raise TypeError(f"sweep: the names of variants must be strings, got {strangers}")
     if variants is not None and not variants:
         raise ValueError(f"sweep: variants must be None or have at least one chain, got {variants!r}")
     run_takes = _parameters("run", run, axes, skip=0 if variants is None else 1)
@@ -231,7 +232,7 @@ def _functions(
     idle = axes.keys() - set(run_takes) - set(*list(takes.values())[:1])
     if idle:
         raise ValueError(
-            f"sweep: every axis must be taken by run or the variants, got {sorted(idle)} that nobody takes"
+            f"sweep: every axis must be taken by run or the variants, got {sorted(idle)}, which neither takes"
         )
     if variants is None:
         return {"": _Function(run, None, run_takes, [])}
@@ -253,7 +254,7 @@ def _parameters(what: str, function: Any, axes: Mapping[str, Any], skip: int = 0
         return list(axes)
     unknown = [p.name for p in parameters if p.name not in axes and p.default is p.empty]
     if unknown:
-        raise ValueError(f"sweep: {what} asks for {', '.join(unknown)}; the axes are {', '.join(axes)}")
+        raise ValueError(f"sweep: {what} must take only axes, got {', '.join(unknown)}; the axes are {', '.join(axes)}")
     return [parameter.name for parameter in parameters if parameter.name in axes]
 
 
@@ -265,11 +266,11 @@ def _dims(
     for name, other in points.items():
         if other.metrics != first.metrics:
             raise ValueError(
-                f"sweep: variants must give the same metrics, got {first.metrics} from {first_name!r} and "
+                f"sweep: variants must return the same metrics, got {first.metrics} from {first_name!r} and "
                 f"{other.metrics} from {name!r}"
             )
     if taken := first.metrics.keys() & {*axes, *_OWN_NAMES}:
-        raise ValueError(f"sweep: a metric must not be called like an axis, variant or diverged, got {sorted(taken)}")
+        raise ValueError(f"sweep: a metric must not be named like an axis, variant or diverged, got {sorted(taken)}")
     if not all(first.metrics):
         raise ValueError(f"sweep: a metric must have a name, got {list(first.metrics)}")
     if unknown := metric_dims.keys() - first.metrics.keys():
@@ -284,12 +285,12 @@ def _dims(
             raise ValueError(f"sweep: metric_dims of {name!r} must name {len(like.shape)} dimensions, got {dims[name]}")
         if len(set(dims[name])) < len(dims[name]) or {*dims[name]} & {*axes, *_OWN_NAMES, *first.metrics}:
             raise ValueError(
-                f"sweep: metric_dims of {name!r} must have names of their own, each once, got {dims[name]}"
+                f"sweep: metric_dims of {name!r} must be unique names, used for nothing else, got {dims[name]}"
             )
         for dim, length in zip(dims[name], like.shape):
             if lengths.setdefault(dim, length) != length:
                 raise ValueError(
-                    f"sweep: metric_dims must give one name to one length, got {dim!r} for {lengths[dim]} and {length}"
+                    f"sweep: metric_dims must use one name for one length, got {dim!r} for {lengths[dim]} and {length}"
                 )
     return dims
 
@@ -300,7 +301,7 @@ def _described(
     axes: Mapping[str, np.ndarray],
     dims: Mapping[str, list[str]],
 ) -> dict[str, str]:
-    """The attributes that say where the results come from."""
+    """The attributes that record where the results come from."""
     identity = [
         {name: [str(axis.dtype), axis.tolist()] for name, axis in axes.items()},
         {name: runs.fingerprint for name, runs in points.items()},

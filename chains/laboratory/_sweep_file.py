@@ -1,4 +1,4 @@
-"""What a sweep has found so far, kept in a file so that it can go on after an interruption."""
+"""The results of a sweep so far, saved to a file so that it can resume after an interruption."""
 
 import pathlib
 from collections.abc import Callable, Mapping
@@ -11,9 +11,9 @@ from ._sweep_points import Points
 
 
 class Progress:
-    """The metrics of every point of every variant, and which of them are there already.
+    """The metrics of every point of every variant, and which of them are done.
 
-    While a sweep runs, they are kept beside `file` in a file of the same name with `.partial` behind it.
+    While a sweep runs, they are saved next to `file`, in a file with the same name plus `.partial`.
     """
 
     def __init__(self, variants: Mapping[str, Points], size: int, file: pathlib.Path | None, fingerprint: str):
@@ -31,7 +31,7 @@ class Progress:
             multihost_utils.sync_global_devices("sweep: the file is read")
 
     def add(self, variant: str, indices: np.ndarray, metrics: Mapping[str, np.ndarray]) -> None:
-        """Takes in the metrics of some points and writes all to the file."""
+        """Adds the metrics of some points and writes everything to the file."""
         for metric, values in metrics.items():
             self.values[variant][metric][indices] = values
         self.done[variant][indices] = True
@@ -39,7 +39,7 @@ class Progress:
             _replace(self._partial, self._save)
 
     def finish(self, write: Callable[[pathlib.Path], object]) -> None:
-        """Writes the file itself, with `write`, and removes the one beside it."""
+        """Writes the file itself, with `write`, and removes the partial one."""
         if self._file is None or self._partial is None:
             return
         if jax.process_index() == 0:
@@ -65,7 +65,7 @@ class Progress:
             fingerprint = str(saved["fingerprint"])
         except (OSError, EOFError, ValueError, KeyError) as error:
             raise ValueError(
-                f"sweep: {str(partial)!r} must be a sweep's, got {error}; remove it to begin anew"
+                f"sweep: {str(partial)!r} must be a sweep's, got {error}; remove it to start again"
             ) from None
         refuse_another(fingerprint, self._fingerprint, partial)
         for key, array in self._arrays().items():
@@ -73,14 +73,14 @@ class Progress:
 
 
 def _replace(file: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes a file in one go: an interruption leaves the old one whole."""
+    """Writes a file atomically: an interruption leaves the old one intact."""
     new = file.with_name(file.name + ".new")
     write(new)
     new.replace(file)
 
 
 def check_shared(file: pathlib.Path) -> None:
-    """Raises if some hosts see a file that others do not; no host goes on before all have looked."""
+    """Raises if some hosts see a file that others do not; no host continues before all have looked."""
     seen = multihost_utils.process_allgather(np.array([file.exists(), file.with_name(file.name + ".partial").exists()]))
     if (seen != seen[0]).any():
         raise ValueError(f"sweep: file must be one that all hosts see, got {str(file)!r}, which only some of them do")
@@ -91,5 +91,5 @@ def refuse_another(found: str, expected: str, file: pathlib.Path) -> None:
     if found != expected:
         raise ValueError(
             f"sweep: file must be new or hold this sweep, got {str(file)!r}, which holds one with another function, "
-            "grid or variants; remove it or name another"
+            "grid or variants; remove it or use another"
         )

@@ -1,4 +1,4 @@
-"""Running one function at many points: traced once, compiled once a device, shared by hosts, devices and cores."""
+"""Running one function at many points: traced once, compiled once per device, shared by hosts, devices and cores."""
 
 import hashlib
 import math
@@ -24,7 +24,7 @@ class Points:
 
     Attributes:
         metrics: Shape and dtype of each metric at one point.
-        fingerprint: A text that changes when the function's computation or the grid does.
+        fingerprint: A string that changes when the function's computation or the grid changes.
     """
 
     def __init__(self, function: Function, axes: Axes):
@@ -40,7 +40,7 @@ class Points:
     def run(
         self, indices: np.ndarray, chunk_size: int | None, batch_size: int | None
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Yields the metrics of the points at flat `indices`, a chunk at a time: which indices, and their metrics."""
+        """Yields the metrics of the points at flat `indices`, a chunk at a time: the indices and their metrics."""
         if len(indices) == 0:
             return
         size, batch, lanes = _defaults(self._size, chunk_size, batch_size)
@@ -56,18 +56,18 @@ class Points:
 
     @property
     def _size(self) -> int:
-        """The points of the whole grid, whatever is left of it: a sweep that goes on must compute as it would have."""
+        """The points of the whole grid, not only those left: a resumed sweep must compute as it would have."""
         return math.prod(len(values) for values in self._axes.values())
 
     def _compile(self, size: int, batch: int) -> list[Any]:
         """A program for up to `size` points, the same for every device of this host.
 
-        One program for all devices would round differently for their number. How many batches there are, it learns
-        when it is called, and there is room for two at least: where the compiler knows that there is only one, it makes
-        another program of it, which rounds otherwise.
+        One program for all devices would round differently for different numbers of devices. The number of batches is
+        an argument, and there is room for at least two: if the compiler knew that there is only one, it would compile
+        another program, which rounds differently.
         """
 
-        def block(values, batches):  # what one lane does: batches one after the other, the points of a batch together
+        def block(values, batches):  # one lane: batches one after the other, the points of a batch together
             def step(at, metrics):
                 points = {
                     name: jax.lax.dynamic_slice_in_dim(column, at * batch, batch) for name, column in values.items()
@@ -99,11 +99,11 @@ class Points:
     def _call(
         self, compiled: list[Any], indices: np.ndarray, size: int, batch: int, lanes: int
     ) -> dict[str, np.ndarray]:
-        """The metrics at flat indices, which the lanes of all hosts share evenly, at most `size` each."""
+        """The metrics at flat indices, shared evenly among the lanes of all hosts, at most `size` each."""
         unraveled = np.unravel_index(indices, [len(values) for values in self._axes.values()])
         columns = {name: values[at] for at, (name, values) in zip(unraveled, self._axes.items())}
         shares = np.array_split(np.arange(len(indices)), lanes)
-        own = lanes // jax.process_count()  # the lanes of a device follow each other
+        own = lanes // jax.process_count()  # the lanes of a device are consecutive
         calls = []
         for lane, share in enumerate(shares[jax.process_index() * own :][:own]):
             at = lane * len(compiled) // own
@@ -113,7 +113,7 @@ class Points:
             values = {name: column[padded] for name, column in columns.items()}
             arguments = values, np.int32(-(-len(share) // batch))
             calls.append((compiled[at], jax.device_put(arguments, jax.local_devices()[at])))
-        # Threads have JAX's settings of the whole process, not those of a `with` around the sweep, so they only run.
+        # Threads see JAX's global settings, not those of a `with` around the sweep, so they only execute.
         with ThreadPoolExecutor(own) as pool:
             results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1])), calls))
         found = jax.device_get(results)
@@ -129,18 +129,18 @@ class Points:
 
 
 def _defaults(points: int, chunk_size: int | None, batch_size: int | None) -> tuple[int, int, int]:
-    """How many points to run in one call, how many of them side by side, and in how many lanes at the same time.
+    """How many points to run in one call, how many of them side by side, and in how many parallel lanes.
 
     A lane is a device, or on CPUs a core: a CPU device is all cores of its host, but a small network keeps only one of
-    them busy. A CPU's core runs points as fast one after the other, and then sixteen chunks keep the progress bar
-    moving at no cost; an accelerator is only busy with many side by side.
+    them busy. A CPU core runs points just as fast one after the other, so sixteen chunks keep the progress bar moving
+    at no cost. An accelerator needs many points side by side to be busy.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = min(points, chunk_size or (-(-points // 16) if on_cpu else points))
     batch = min(points, batch_size or (1 if on_cpu else -(-size // jax.device_count())))
     lanes = jax.device_count()
     if on_cpu:
-        cores = int(multihost_utils.process_allgather(np.asarray(_cores())).min())  # hosts must share the points alike
+        cores = int(multihost_utils.process_allgather(np.asarray(_cores())).min())  # the same lanes on all hosts
         lanes *= max(1, cores // jax.local_device_count())
         lanes = min(lanes, _whole_devices(-(-size // batch)))
     return -(-size // (lanes * batch)) * lanes * batch, batch, lanes
@@ -151,7 +151,7 @@ def _room(size: int, batch: int) -> int:
 
 
 def _whole_devices(lanes: int) -> int:
-    """Not more lanes than that, but the same number for every device, and one at least."""
+    """At most this many lanes, but the same number for every device, and at least one."""
     return max(1, lanes // jax.device_count()) * jax.device_count()
 
 
@@ -161,14 +161,14 @@ def _cores() -> int:
 
 
 def _fitting(compiled: Any, size: int, lanes: int) -> int:
-    """How many of `size` points fit into half of the free memory, from what the compiler says a lane's share needs."""
+    """How many of `size` points fit into half of the free memory, by the compiler's estimate of a lane's share."""
     needs = compiled.memory_analysis()
     if needs is None:
         return size
     needed = needs.temp_size_in_bytes + needs.output_size_in_bytes + needs.argument_size_in_bytes
     needed *= lanes // jax.device_count()
     fitting = int(size * min(1.0, 0.5 * _free_memory() / max(needed, 1)))
-    return int(multihost_utils.process_allgather(np.asarray(fitting)).min())  # hosts must cut the chunks alike
+    return int(multihost_utils.process_allgather(np.asarray(fitting)).min())  # the same chunks on all hosts
 
 
 def _numeric(metrics: Any) -> dict[str, jax.Array]:
@@ -181,7 +181,7 @@ def _numeric(metrics: Any) -> dict[str, jax.Array]:
 
 
 def _storable(name: str, value: jax.Array) -> jax.Array:
-    """The metric in a dtype that NumPy and NetCDF have too: float32 or int8 for anything shorter."""
+    """The metric in a dtype that NumPy and NetCDF have too: float32 or int8 for anything narrower."""
     if not jnp.issubdtype(value.dtype, jnp.number) and value.dtype != bool:
         raise TypeError(f"sweep: metric {name!r} must be a number or an array of numbers, got {value!r}")
     if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
@@ -192,7 +192,7 @@ def _storable(name: str, value: jax.Array) -> jax.Array:
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
-    """The arrays that a computation has closed over, also inside the jitted functions that it calls."""
+    """The arrays that a computation closes over, also inside the jitted functions that it calls."""
     if isinstance(jaxpr, ClosedJaxpr):
         yield from jaxpr.consts
         jaxpr = jaxpr.jaxpr

@@ -1,1 +1,1 @@
-"""The named optimizers: one a file, each one chain of links."""
+"""The named optimizers: one per file, each a chain of links."""

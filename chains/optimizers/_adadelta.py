@@ -30,7 +30,7 @@ def adadelta(
     maximize: bool = False,
     state: Format | None = None,
 ) -> Chain:
-    """Adadelta: the steps find their own size from the steps before.
+    """Adadelta: the size of each step follows from the past steps.
 
     With g ← g + λ w and V ← ρ V + (1 − ρ) g²: Δ = √(A + ε) / √(V + ε) · g, w ← w − α Δ, A ← ρ A + (1 − ρ) Δ².
 
@@ -39,17 +39,17 @@ def adadelta(
         rho: ρ, in [0, 1], or a schedule of it.
         eps: ε ≥ 0, under both roots, or a schedule of it.
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
-        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
-        maximize: Whether to climb: g is negated before anything else.
-        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
-            does it; `None` for float32.
+        weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
+        maximize: Whether to maximise: g is negated before anything else.
+        state: The format in which the moments are stored between steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`,
+            see `stored`; `None` for float32.
 
     Returns:
-        A chain. A link whose number is `None` or the Python number 0 is left out.
+        A chain. Links whose number is `None` or the Python number 0 are left out.
 
     Raises:
         ValueError: If a number is outside its range.
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument has the wrong type.
 
     Differences:
         PyTorch: `lr` for `learning_rate`. Optax has the same arguments, and its weight decay is L2 too.

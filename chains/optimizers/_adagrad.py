@@ -33,28 +33,28 @@ def adagrad(
     maximize: bool = False,
     state: Format | None = None,
 ) -> Chain:
-    """Adagrad: every element's step shrinks with the gradients it has seen.
+    """Adagrad: the step of every element shrinks as its gradients accumulate.
 
-    With g ← g + λ w and S ← S + g²: w ← w − α / (1 + (t − 1) d) · g / (√S + ε), t counting from 1.
+    With g ← g + λ w and S ← S + g²: w ← w − α / (1 + (t − 1) d) · g / (√S + ε), with t counting from 1.
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        lr_decay: d ≥ 0, how fast the learning rate shrinks, per step, or a schedule of it; `None` for not at all.
+        lr_decay: d ≥ 0, how fast the learning rate decays, per step, or a schedule of it; `None` for no decay.
         initial_accumulator_value: S before the first step, at least 0.
         eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`; or a schedule of it.
         eps_in_sqrt: Whether ε is added under the root (most textbooks, Optax) or to it (PyTorch).
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
-        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
-        maximize: Whether to climb: g is negated before anything else.
-        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
-            does it; `None` for float32.
+        weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
+        maximize: Whether to maximise: g is negated before anything else.
+        state: The format in which the moments are stored between steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`,
+            see `stored`; `None` for float32.
 
     Returns:
-        A chain. A link whose number is `None` or the Python number 0 is left out.
+        A chain. Links whose number is `None` or the Python number 0 are left out.
 
     Raises:
         ValueError: If a number is outside its range.
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument has the wrong type.
 
     Differences:
         PyTorch: `lr` for `learning_rate`. `optax.adagrad(lr, 0.1, 1e-7)` is

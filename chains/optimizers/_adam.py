@@ -49,8 +49,8 @@ def adam(
     """Adam; with `amsgrad`, AMSGrad. Weight decay is L2: it goes through the moments.
 
     With g ← g + λ w, m ← β1 m + (1 − β1) g and v ← β2 v + (1 − β2) g²:
-    w ← w − α · (m / (1 − β1^t)) / (√(v / (1 − β2^t)) + ε), t counting from 1. AMSGrad takes the running maximum of v
-    for v, before the bias correction.
+    w ← w − α · (m / (1 − β1^t)) / (√(v / (1 − β2^t)) + ε), with t counting from 1. AMSGrad uses the
+    running maximum of v in place of v, before the bias correction.
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
@@ -59,22 +59,22 @@ def adam(
         eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root; or a schedule of it.
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2; for the decoupled kind see `adamw`); `None`
             for none.
-        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
+        weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
         amsgrad: Whether to divide by the largest second moment so far.
-        maximize: Whether to climb: g is negated before anything else.
-        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
-            does it; `None` for float32.
+        maximize: Whether to maximise: g is negated before anything else.
+        state: The format in which the moments are stored between steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`,
+            see `stored`; `None` for float32.
 
     Returns:
-        A chain. A link whose number is `None` or the Python number 0 is left out.
+        A chain. Links whose number is `None` or the Python number 0 are left out.
 
     Raises:
         ValueError: If a number is outside its range.
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument has the wrong type.
 
     Differences:
-        PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`. `optax.amsgrad` takes the maximum behind the bias
-        correction: there `bias_correction` stands before `running_max`.
+        PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`. `optax.amsgrad` takes the maximum after the bias
+        correction: there `bias_correction` comes before `running_max`.
 
     Example:
         >>> from linkax.chains import adam

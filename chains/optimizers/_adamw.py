@@ -1,4 +1,4 @@
-"""AdamW: Adam whose weight decay goes around the moments."""
+"""AdamW: Adam whose weight decay bypasses the moments."""
 
 from typing import Any
 
@@ -34,26 +34,26 @@ def adamw(
 ) -> Chain:
     """AdamW: Adam with decoupled weight decay, which is multiplied by the learning rate.
 
-    w ← w (1 − α λ), then Adam's step: the same as w ← w − α (u + λ w), with u Adam's direction.
+    w ← w (1 − α λ), then Adam's step: the same as w ← w − α (u + λ w), where u is Adam's direction.
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
         b1: β1, in [0, 1), or a schedule of it; the bias correction follows it exactly.
         b2: β2, in [0, 1), likewise.
         eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root; or a schedule of it.
-        weight_decay: λ ≥ 0, or a schedule of it; a step takes the fraction α λ of every weight.
-        weight_decay_mask: Which leaves decay, as `mask` of `decoupled_weight_decay`.
+        weight_decay: λ ≥ 0, or a schedule of it; each step removes the fraction α λ of every weight.
+        weight_decay_mask: Which leaves decay, as for `mask` of `decoupled_weight_decay`.
         amsgrad: Whether to divide by the largest second moment so far.
-        maximize: Whether to climb: g is negated before anything else; the weights still decay.
-        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
-            does it; `None` for float32.
+        maximize: Whether to maximise: g is negated before anything else; the weights still decay.
+        state: The format in which the moments are stored between steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`,
+            see `stored`; `None` for float32.
 
     Returns:
-        A chain. A link whose number is the Python number 0 is left out.
+        A chain. Links whose number is the Python number 0 are left out.
 
     Raises:
         ValueError: If a number is outside its range.
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument has the wrong type.
 
     Differences:
         PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`. Optax's default λ is 1e-4. In the paper only the

@@ -37,30 +37,30 @@ def nadam(
     maximize: bool = False,
     state: Format | None = None,
 ) -> Chain:
-    """NAdam: Adam that takes its first moment one step ahead.
+    """NAdam: Adam with its first moment taken one step ahead.
 
     With m and v as in `adam`, μ_t = β1 (1 − ½ · 0.96^{t ψ}) and Π_t = μ_1 ⋯ μ_t:
     w ← w − α [(1 − μ_t) / (1 − Π_t) · g + μ_{t+1} / (1 − Π_{t+1}) · m] / (√(v / (1 − β2^t)) + ε).
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
-        b1: β1, in [0, 1), or a schedule of it: μ_t and μ_{t+1} then both have the β1 of step t, as in PyTorch.
+        b1: β1, in [0, 1), or a schedule of it: μ_t and μ_{t+1} then both use the β1 of step t, as in PyTorch.
         b2: β2, in [0, 1), or a schedule of it.
         eps: ε ≥ 0, in the gradient's units, added to the bias-corrected root; or a schedule of it.
         momentum_decay: ψ ≥ 0, how fast μ_t rises from near β1/2 to β1, or a schedule of it; `None` for μ_t = β1.
         weight_decay: λ ≥ 0, or a schedule of it; `None` for none.
-        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
-        decoupled_weight_decay: Whether the decay is `adamw`'s, or is added to the gradient (L2).
-        maximize: Whether to climb: g is negated before anything else.
-        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
-            does it; `None` for float32.
+        weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
+        decoupled_weight_decay: Whether the decay is decoupled, as in `adamw`, instead of added to the gradient (L2).
+        maximize: Whether to maximise: g is negated before anything else.
+        state: The format in which the moments are stored between steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`,
+            see `stored`; `None` for float32.
 
     Returns:
-        A chain. A link whose number is `None` or the Python number 0 is left out.
+        A chain. Links whose number is `None` or the Python number 0 are left out.
 
     Raises:
         ValueError: If a number is outside its range.
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument has the wrong type.
 
     Differences:
         PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`. `optax.nadam` is `momentum_decay=None`.

@@ -1,4 +1,4 @@
-"""RMSprop: the gradient over the root of the running mean of its square, then momentum if wanted."""
+"""RMSprop: the gradient over the root of the running mean of its square, then optional momentum."""
 
 from typing import Any
 
@@ -37,32 +37,33 @@ def rmsprop(
 ) -> Chain:
     """RMSprop: steps of about the learning rate's size in every element.
 
-    With g ← g + λ w and V ← a V + (1 − a) g²: u = g / (√V + ε), where `centered` takes V − ḡ² for V, ḡ the running
-    mean of g; then b ← μ b + u and w ← w − α b. The learning rate multiplies the buffer, so a schedule acts after it.
+    With g ← g + λ w and V ← a V + (1 − a) g²: u = g / (√V + ε), where `centered` replaces V by V − ḡ², with ḡ the
+    running mean of g; then b ← μ b + u and w ← w − α b. The learning rate multiplies the buffer, so a schedule acts
+    after it.
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
         decay: a, in [0, 1], or a schedule of it.
         eps: ε ≥ 0, in the gradient's units, or their square with `eps_in_sqrt`; or a schedule of it.
         eps_in_sqrt: Whether ε is added under the root (TensorFlow, Optax's default) or to it (PyTorch).
-        centered: Whether the mean of the gradient is taken off: divides by the standard deviation.
+        centered: Whether to subtract the square of the mean gradient, so that the root is the standard deviation.
         momentum: μ, in [0, 1], or a schedule of it; `None` for none.
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
-        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
-        maximize: Whether to climb: g is negated before anything else.
-        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
-            does it; `None` for float32.
+        weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
+        maximize: Whether to maximise: g is negated before anything else.
+        state: The format in which the moments are stored between steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`,
+            see `stored`; `None` for float32.
 
     Returns:
-        A chain. A link whose number is `None` or the Python number 0 is left out.
+        A chain. Links whose number is `None` or the Python number 0 are left out.
 
     Raises:
         ValueError: If a number is outside its range.
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument has the wrong type.
 
     Differences:
-        PyTorch: `lr` for `learning_rate`, `alpha` for `decay`. `optax.rmsprop` multiplies the learning rate in before
-        the momentum: there `scale_by_learning_rate` stands before `scale_by_momentum`.
+        PyTorch: `lr` for `learning_rate`, `alpha` for `decay`. `optax.rmsprop` multiplies by the learning rate before
+        the momentum: there `scale_by_learning_rate` comes before `scale_by_momentum`.
 
     Example:
         >>> from linkax.chains import rmsprop

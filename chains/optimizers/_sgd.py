@@ -31,7 +31,7 @@ def sgd(
     maximize: bool = False,
     state: Format | None = None,
 ) -> Chain:
-    """Stochastic gradient descent, with momentum if wanted.
+    """Stochastic gradient descent, with optional momentum.
 
     With g ← g + λ w: b_1 = g_1, b_t = μ b_{t−1} + (1 − d) g_t, and w ← w − α b_t, or w ← w − α (g_t + μ b_t) with
     `nesterov`. The learning rate multiplies the whole buffer, so a schedule acts on the past gradients too.
@@ -40,23 +40,23 @@ def sgd(
         learning_rate: α ≥ 0, or a schedule of it.
         momentum: μ, in [0, 1], or a schedule of it; `None` for none.
         dampening: d, in [0, 1], or a schedule of it; the first gradient is not dampened. `None` for 0.
-        nesterov: Whether to step one step ahead; needs `momentum` above 0 and no `dampening`.
+        nesterov: Whether to use Nesterov's momentum; needs `momentum` above 0 and no `dampening`.
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2); `None` for none.
-        weight_decay_mask: Which leaves decay, as `mask` of `add_l2_to_grad`.
-        maximize: Whether to climb: g is negated before anything else.
-        state: How the moments are kept between the steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`, as `stored`
-            does it; `None` for float32.
+        weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
+        maximize: Whether to maximise: g is negated before anything else.
+        state: The format in which the moments are stored between steps: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`,
+            see `stored`; `None` for float32.
 
     Returns:
-        A chain. A link whose number is `None` or the Python number 0 is left out.
+        A chain. Links whose number is `None` or the Python number 0 are left out.
 
     Raises:
-        ValueError: If a number is outside its range, or `nesterov` comes without momentum or with dampening.
-        TypeError: If an argument is not of its kind.
+        ValueError: If a number is outside its range, or `nesterov` is used without momentum or with dampening.
+        TypeError: If an argument has the wrong type.
 
     Differences:
         PyTorch: `lr` for `learning_rate`. `optax.sgd` has no dampening. Keras multiplies the learning rate into the
-        velocity: there `scale_by_learning_rate` stands before `scale_by_momentum`.
+        velocity: there `scale_by_learning_rate` comes before `scale_by_momentum`.
 
     Example:
         >>> from linkax.chains import sgd

@@ -27,27 +27,27 @@ def sparse_adam(
     eps: NonNegative = 1e-8,
     maximize: bool = False,
 ) -> Chain:
-    """Adam that touches only the rows that have a gradient: PyTorch's SparseAdam, a lazy Adam.
+    """Adam that updates only the rows that have a gradient: PyTorch's SparseAdam, a lazy Adam.
 
     In the touched rows m ← β1 m + (1 − β1) g, v ← β2 v + (1 − β2) g²,
-    w ← w − α √(1 − β2^t) / (1 − β1^t) · m / (√v + ε), where t counts all steps; other rows rest.
+    w ← w − α √(1 − β2^t) / (1 − β1^t) · m / (√v + ε), where t counts all steps; other rows stay unchanged.
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
         b1: β1, in [0, 1), or a schedule of it; the bias correction follows it exactly.
         b2: β2, in [0, 1), likewise.
-        eps: ε ≥ 0, in the gradient's units, added to the root before its bias is corrected; or a schedule of it.
-        maximize: Whether to climb.
+        eps: ε ≥ 0, in the gradient's units, added to the uncorrected root; or a schedule of it.
+        maximize: Whether to maximise.
 
     Returns:
-        A chain. It takes row-sparse gradients (`row_gradient`) and ordinary ones.
+        A chain. It takes row-sparse gradients (`row_gradient`) and dense ones.
 
     Raises:
         ValueError: If a number is outside its range.
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument has the wrong type.
 
     Differences:
-        PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`; it refuses ordinary gradients. `adam` adds ε to the
+        PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`; it rejects dense gradients. `adam` adds ε to the
         corrected root.
 
     Example:
@@ -76,6 +76,6 @@ def sparse_adam(
                 eps,
             )
         ),
-        bias_correction(b2, behind_ratio=True),  # moved there, it leaves ε with the uncorrected root
+        bias_correction(b2, behind_ratio=True),  # placed here, so that ε is added to the uncorrected root
         scale_by_learning_rate(learning_rate),
     )

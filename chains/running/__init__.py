@@ -1,1 +1,1 @@
-"""What changes a running optimizer: parameter groups, `live`, `migrate`, and applying its updates."""
+"""What wraps or changes a running optimizer: parameter groups, `live`, `migrate`, and applying its updates."""

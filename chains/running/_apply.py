@@ -14,8 +14,8 @@ from linkax.transforms._trees import is_missing
 def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
     """Adds the updates to the parameters: `optax.apply_updates`, also for row-sparse and missing updates.
 
-    w ← w + u, in the parameter's dtype. Of a row-sparse update only the touched rows are read and written (inside
-    `jax.jit`, with the parameters donated); a parameter whose update is `None` stays as it is.
+    w ← w + u, in the parameter's dtype. For a row-sparse update only the touched rows are read and written (inside
+    `jax.jit`, with the parameters donated). A parameter whose update is `None` stays unchanged.
 
     Args:
         params: The parameters.
@@ -25,12 +25,12 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
         The new parameters, in their own dtypes.
 
     Raises:
-        ValueError: If an update has another shape than its parameter, or stands in another tree.
+        ValueError: If an update has a different shape from its parameter, or the trees differ.
         TypeError: If an update is complex and its parameter is not.
 
     Differences:
-        `optax.apply_updates` turns a row-sparse update into a whole table, takes neither `None` nor the `float0` that
-        JAX gives for the gradient of whole numbers, and changes the shape of a parameter where the update's is larger.
+        `optax.apply_updates` turns a row-sparse update into a dense table, accepts neither `None` nor the `float0` that
+        JAX returns as the gradient of integers, and changes the shape of a parameter if the update's is larger.
 
     Example:
         >>> import jax.numpy as jnp

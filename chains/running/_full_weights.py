@@ -1,4 +1,4 @@
-"""The float32 weights behind parameters of low precision: reading and setting them."""
+"""The float32 weights behind low-precision parameters: reading and setting them."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ from ._weight_bits import LOW, nearest, widen
 
 
 def full_weights(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
-    """Returns the weights that `precise_weights` trains: in float32, what the parameters are rounded from.
+    """Returns the weights that `precise_weights` trains: the float32 numbers that the parameters are rounded from.
 
     Args:
-        tx: The optimizer, whatever `precise_weights` is wrapped in, or one without it.
+        tx: The optimizer, with any wrappers around `precise_weights`, or without it.
         state: Its state.
         params: Its parameters.
 
     Returns:
-        A tree like the parameters, in float32 where these are bfloat16 or float16. Where nothing is kept of a weight (a
-        chain without `precise_weights`, stochastic rounding), it is the parameter, widened.
+        A tree like the parameters, in float32 where these are bfloat16 or float16. Where nothing is stored for a weight
+        (a chain without `precise_weights`, stochastic rounding), it is the parameter, widened.
 
     Raises:
         ValueError: If `state` is not a state of `tx`, or not for parameters of these shapes and dtypes.
@@ -59,23 +59,24 @@ def full_weights(tx: optax.GradientTransformation, state: Any, params: Any) -> A
 
 
 def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any, weights: Any) -> tuple[Any, Any]:
-    """Returns parameters and state that stand for other float32 weights; the rest of the state stays.
+    """Returns parameters and state that represent other float32 weights; the rest of the state stays unchanged.
 
-    So weights from elsewhere, such as the master parameters of a PyTorch run, go on exactly.
+    So weights from elsewhere, such as the master parameters of a PyTorch run, are continued exactly.
 
     Args:
-        tx: The optimizer, whatever `precise_weights` is wrapped in.
+        tx: The optimizer, with any wrappers around `precise_weights`.
         state: Its state. Not changed.
         params: Parameters of the right shapes and dtypes. Not changed.
         weights: The weights, in a tree like the parameters: float32 where these are bfloat16 or float16.
 
     Returns:
-        The parameters, each the nearest to its weight, and the state. Where nothing is kept of a weight (a chain
-        without `precise_weights`, stochastic rounding), what rounding takes off it is lost.
+        The parameters, each the nearest to its weight, and the state. Where nothing is stored for a weight (a chain
+        without `precise_weights`, stochastic rounding), the difference is lost.
 
     Raises:
-        ValueError: If `state` is not a state of `tx`, or `weights` has another tree or other shapes than `params`.
-        TypeError: If a weight is no floating-point array, and its parameter is one.
+        ValueError: If `state` is not a state of `tx`, or `weights` has a different tree or different shapes from
+            `params`.
+        TypeError: If a weight is not a floating-point array, and its parameter is.
 
     Example:
         >>> import jax.numpy as jnp
@@ -116,7 +117,7 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
 def _kept_arrays(
     where: str, tx: optax.GradientTransformation, state: Any, params: Any
 ) -> dict[tuple[str, ...], tuple[StateArray, Weights]]:
-    """What the state has of the weights, by the words of the parameters' paths."""
+    """What the state stores of the weights, by the words of the parameters' paths."""
     return {
         array.param: (array, array.field)
         for array in state_arrays(where, tx, state, params)

@@ -1,7 +1,7 @@
-"""What may be turned while an optimizer runs: its numbers, and the knobs that move several of them together.
+"""What may be set while an optimizer runs: its numbers, and knobs that set several of them together.
 
-Which numbers belong together follows from the links alone: each says what its decays are called, and which of them has
-to be that of an average in front of it.
+Which numbers belong together follows from the links alone: each declares the names of its decays, and which of them
+must equal that of an average before it.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from linkax.transforms._identity import identity_of
 from ..algebra._structure import Path, opaque_parts, parts
 
 Target = tuple[Path, str]
-"""A number: where its link stands, and what the argument is called there."""
+"""A number: the path of its link, and the argument's name there."""
 
 
 class Knob(NamedTuple):
-    """A number, or several that only mean something together."""
+    """A number, or several that are only meaningful together."""
 
-    name: str  # behind the names of the groups it is inside of: "head.b1"; a single number's full name has its link's
+    name: str  # prefixed by its groups: "head.b1"; a single number's full name contains its link's
     targets: tuple[Target, ...]
     value: Any  # the same for all of them: a number, or a schedule
 
@@ -42,9 +42,9 @@ class Panel:
         self._knobs = [Knob(draft.name, tuple(draft.targets), draft.value) for draft in drafts]
 
     def find(self, name: str) -> Knob:
-        """The one knob or number that a name stands for: some of the words of its own name in order, and the last one.
+        """Finds the one knob or number for a name: some of the words of its own name in order, including the last.
 
-        A number is meant alone only by its full name; otherwise a knob comes first.
+        Only its full name selects a single number; otherwise knobs take precedence.
 
         Raises:
             ValueError: If there is none, or there are several.
@@ -57,8 +57,8 @@ class Panel:
         ):
             if len(candidates) > 1:
                 raise ValueError(
-                    f"live: {name!r} must be the name of one hyperparameter of the chain; {len(candidates)} are called "
-                    f"so: {', '.join(self._told_apart(candidates))}"
+                    f"live: {name!r} must be the name of one hyperparameter of the chain; {len(candidates)} have "
+                    f"this name: {', '.join(self._told_apart(candidates))}"
                 )
             if candidates:
                 break
@@ -75,13 +75,13 @@ class Panel:
         if candidates is alone and together:
             raise ValueError(
                 f"live: {name!r} must be the name of one hyperparameter of the chain; {found.name} is part of "
-                f"{together[0].name!r}, which moves {', '.join(self.names_of(together[0]))} together; its full name "
-                "moves it alone"
+                f"{together[0].name!r}, which sets {', '.join(self.names_of(together[0]))} together; its full name "
+                "sets it alone"
             )
         return found
 
     def named(self, argument: str) -> Iterator[tuple[str, Knob]]:
-        """Every number that is this argument of a link, with the shortest name that `find` finds it by."""
+        """Every number that is this argument of a link, with the shortest name by which `find` finds it."""
         for one in self._numbers:
             ((_, own),) = one.targets
             if own != argument:
@@ -99,11 +99,11 @@ class Panel:
                 raise ValueError(f"live: {one.name!r} must be the name of one hyperparameter of the chain, got several")
 
     def names_of(self, knob: Knob) -> list[str]:
-        """The full names of the numbers that a knob moves."""
+        """The full names of the numbers that a knob sets."""
         return [number.name for number in self._numbers if number.targets[0] in knob.targets]
 
     def _told_apart(self, knobs: Sequence[Knob]) -> list[str]:
-        """The knobs' names; where these are alike, with what they move."""
+        """The knobs' names; if these are equal, with what they set."""
         if len({knob.name for knob in knobs}) == len(knobs):
             return [knob.name for knob in knobs]
         return [f"{knob.name} (of {', '.join(self.names_of(knob))})" for knob in knobs]
@@ -116,7 +116,7 @@ def _is_short_for(name: str, full: str) -> bool:
 
 @dataclasses.dataclass
 class _Draft:
-    """A knob to which numbers may still come."""
+    """A knob to which numbers may still be added."""
 
     name: str
     value: Any
@@ -124,7 +124,7 @@ class _Draft:
 
 
 _Front = list[tuple[_Draft, str | None]]
-"""The averages in front of a link, each with the slot it is in if it is inside another link."""
+"""The averages before a link, each with its slot if it is inside another link."""
 
 
 def _draft(
@@ -135,7 +135,7 @@ def _draft(
     prefix: str = "",
     called: str | None = None,
 ) -> None:
-    """Adds the knobs of links one behind the other; `called` is what a decay is called in this moment."""
+    """Adds the knobs of a sequence of links; `called` is the name of a decay in this moment."""
     for index, link in enumerate(links):
         here = (*path, index)
         own: dict[str, _Draft] = {}

@@ -1,4 +1,4 @@
-"""Hyperparameters that can be read and set while training runs."""
+"""Hyperparameters that can be read and set during training."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from ._knobs import Knob, Panel, Target
 class LiveState(NamedTuple):
     """State of a `Live` optimizer."""
 
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: updates made, for whoever reads it
-    hyperparams: dict[str, jax.Array]  # () float: the values that are live, as the last step used them
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: updates made, for users to read
+    hyperparams: dict[str, jax.Array]  # () float: the live values, as the last step used them
     inner: Any  # the chain's state
 
 
@@ -31,9 +31,9 @@ class Live(optax.GradientTransformationExtraArgs):
     """A chain some of whose hyperparameters are part of its state, so that they can be read and set; see `live`.
 
     Attributes:
-        init: From parameters to `LiveState(count, hyperparams, inner)`.
-        update: From (updates, state, parameters) to (updates, state), as in Optax.
-        chain: The chain, with the values that the hyperparameters begin with.
+        init: Maps the parameters to `LiveState(count, hyperparams, inner)`.
+        update: Maps (updates, state, parameters) to (updates, state), as in Optax.
+        chain: The chain, with the initial values of the hyperparameters.
         names: The live hyperparameters.
     """
 
@@ -42,7 +42,7 @@ class Live(optax.GradientTransformationExtraArgs):
     _found: Mapping[str, Knob]
 
     def __new__(cls, init: optax.TransformInitFn, update: optax.TransformUpdateExtraArgsFn) -> Any:
-        # Of other functions nobody knows which of their numbers live.
+        # For other functions it is unknown which of their numbers are live.
         return recall(cls, init, update) or Chain(init, update)
 
     @classmethod
@@ -53,7 +53,7 @@ class Live(optax.GradientTransformationExtraArgs):
         refuse_setting(self, name, "tx.set_hyperparams(state, ...) makes a state with other values")
 
     def anatomy(self) -> Anatomy:
-        """What it is where it stands in place of a link; see `linkax.transforms._foreign`."""
+        """What it is when used as a link; see `linkax.transforms._foreign`."""
         return Anatomy(
             "live",
             {"names": list(self.names)},
@@ -75,7 +75,7 @@ class Live(optax.GradientTransformationExtraArgs):
         return frozenset((part_at(self.chain.links, path), name) for knob in numbers for path, name in knob.targets)
 
     def _check_state(self, method: str, state: Any) -> None:
-        """Raises if it is no state of this optimizer."""
+        """Raises if it is not a state of this optimizer."""
         given = set(state.hyperparams) if isinstance(state, LiveState) else None
         if given != set(self.names):
             got = (
@@ -85,13 +85,13 @@ class Live(optax.GradientTransformationExtraArgs):
             )
             raise ValueError(
                 f"Live.{method}: state must be one that this optimizer's init has made, with {', '.join(self.names)} "
-                f"live, got {got}; linkax.chains.migrate makes the state of one optimizer into that of another"
+                f"live, got {got}; linkax.chains.migrate converts the state of one optimizer into that of another"
             )
 
     def hyperparams(self, state: LiveState) -> dict[str, Any]:
-        """Returns the values of the live hyperparameters: those set, and of schedules what the last step used.
+        """Returns the values of the live hyperparameters: those that are set and, for schedules, the last step's.
 
-        They are Python numbers; inside `jax.jit`, and of several states in one (`jax.vmap`), arrays.
+        They are Python numbers; inside `jax.jit`, and for batched states (`jax.vmap`), arrays.
 
         Example:
             >>> import jax.numpy as jnp
@@ -107,7 +107,7 @@ class Live(optax.GradientTransformationExtraArgs):
     def set_hyperparams(
         self, state: LiveState, values: Mapping[str, Number] | None = None, **more: Number
     ) -> LiveState:
-        """Returns the state with some live hyperparameters set; a compiled step takes it without compiling again.
+        """Returns the state with some live hyperparameters set; a compiled step takes it without recompiling.
 
         Args:
             state: The optimizer's state. Not changed.
@@ -115,7 +115,7 @@ class Live(optax.GradientTransformationExtraArgs):
             **more: New values by name: `learning_rate=1e-3`.
 
         Raises:
-            ValueError: If a name is not live, its hyperparameter is a schedule, or the value is out of its range.
+            ValueError: If a name is not live, its hyperparameter is a schedule, or the value is outside its range.
 
         Example:
             >>> import jax.numpy as jnp
@@ -138,11 +138,11 @@ class Live(optax.GradientTransformationExtraArgs):
             if callable(self._found[name].value):
                 schedule = describe(self._found[name].value)
                 raise ValueError(
-                    f"Live.set_hyperparams: {name!r} must not be a schedule, got {schedule}; give the chain a number "
-                    "to set it from outside"
+                    f"Live.set_hyperparams: {name!r} must not be a schedule, got {schedule}; build the chain with a "
+                    "number to set it from outside"
                 )
         _with_values(self.chain, self._found, new)  # the links check the ranges
-        # (Flax NNX wraps the arrays of a state, and a tree map leaves the wrapping.)
+        # (Flax NNX wraps the arrays of a state; a tree map keeps the wrappers.)
         arrays = {
             name: jax.tree.map(lambda old, value=value: jnp.asarray(value, old.dtype), state.hyperparams[name])
             for name, value in new.items()
@@ -166,22 +166,22 @@ class Live(optax.GradientTransformationExtraArgs):
 
 
 def live(tx: optax.GradientTransformation, *names: str) -> Live:
-    """Makes hyperparameters of a chain part of its state, to read and to set them while training runs.
+    """Makes hyperparameters of a chain part of its state, so that they can be read and set during training.
 
-    Values in the state are arrays, so that setting one compiles nothing anew; a schedule's value can be read. The
-    updates are those of the chain itself, with the values at that step.
+    Values in the state are arrays, so setting one does not recompile anything; a schedule's value can be read. The
+    updates are those of the chain itself with the values at that step.
 
     A name may stand for several numbers that only make sense together. `"b1"` and `"b2"` are the decays of the two
-    moments of a `moment_ratio` with their bias corrections, `"momentum"` that of an average beside it; the dampening
-    moves along where it makes the average one. Bias correction keeps the product of the decays so far, so that it is
-    exact whatever has been set.
+    moments of a `moment_ratio` together with their bias corrections. `"momentum"` is the decay of an average outside a
+    ratio; the dampening changes with it if the link is an average. Bias correction keeps the product of the decays so
+    far, so it is exact whatever has been set.
 
     Args:
         tx: A chain, such as `adamw(1e-3)` or `param_groups(...)`, or an Optax wrapper around one, such as
             `optax.MultiSteps(adamw(1e-3), 4)`.
-        *names: The hyperparameters, each by its name, `"learning_rate"`, `"b1"`, with as much of the links and groups
-            it is inside of in front as it takes to tell it from others: `"head.learning_rate"`. One number of several
-            that belong together is meant by its full name: `"first.bias_correction.decay"`. If none are given, all
+        *names: The hyperparameters by name, such as `"learning_rate"` or `"b1"`, prefixed with as many of the
+            surrounding links and groups as make the name unambiguous: `"head.learning_rate"`. Of several numbers that
+            belong together, the full name selects a single one: `"first.bias_correction.decay"`. By default all
             learning rates.
 
     Returns:
@@ -189,12 +189,12 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
 
     Raises:
         ValueError: If a name stands for no hyperparameter that is a number or a schedule, or for several; if two names
-            stand for the same number, or it is live already, or inside of `optax.inject_hyperparams`.
-        TypeError: If `tx` is not a transformation, or a name is no string.
+            stand for the same number, or a number is live already, or inside `optax.inject_hyperparams`.
+        TypeError: If `tx` is not a transformation, or a name is not a string.
 
     Differences:
-        `optax.inject_hyperparams(adamw)(...)` puts every number into the state, which takes away the digits that links
-        keep of a β that they know; it takes the arguments of a function, where this takes any chain. PyTorch:
+        `optax.inject_hyperparams(adamw)(...)` puts every number into the state, which loses the digits that links keep
+        of a β known as a Python number. It takes the arguments of a function, `live` takes any chain. PyTorch:
         `optimizer.param_groups[0]["lr"] = ...`.
 
     Example:
@@ -215,7 +215,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
     its = chain(tx)
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"live: names must be strings, each an argument of its own, got {name!r}")
+            raise TypeError(f"live: names must be strings, each a separate argument, got {name!r}")
     panel, taken = Panel(its.links), dict(live_already(its.links))
     if names:
         found = {name: panel.find(name) for name in names}
@@ -224,14 +224,14 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
         if not found and any(argument == "learning_rate" for _, argument in taken):
             raise ValueError("live: names must be given, because the chain's learning rates are live already, got none")
         if not found:
-            panel.find("learning_rate")  # says what there is instead
+            panel.find("learning_rate")  # raises, and says what there is instead
     _check(its, panel, found, taken)
     numbers = {name: knob for name, knob in found.items() if not callable(knob.value)}
     schedules = {name: knob for name, knob in found.items() if callable(knob.value)}
 
     def init(params: Any) -> LiveState:
         count = jnp.zeros((), jnp.int32)
-        # The widest real dtype that JAX is set to: hyperparameters are never rounded to the dtype of the parameters.
+        # The widest real dtype enabled in JAX: hyperparameters are never rounded to the dtype of the parameters.
         values = {name: jnp.asarray(at_step(knob.value, count), jnp.result_type(float)) for name, knob in found.items()}
         return LiveState(count, values, with_numbers(values).init(params))
 
@@ -249,7 +249,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
         return _with_values(its, numbers, {name: values[name] for name in numbers})
 
     def at_present(name: str, state: LiveState) -> jax.Array:
-        """What the next step makes of a schedule. Its link counts for itself: what is around it may let it rest."""
+        """A schedule's value at the next step. Its link has its own count, because wrappers may skip steps."""
         (path, _), *_ = schedules[name].targets
         value = at_step(schedules[name].value, _state_at(its.links, path, state.inner).count)
         return jnp.asarray(value, state.hyperparams[name].dtype)
@@ -261,7 +261,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
 
 
 def live_already(links: tuple[Link, ...]) -> Iterator[tuple[Target, str]]:
-    """The numbers that are live in a `Live` among the links, and what they are called there."""
+    """The numbers that are live in a `Live` among the links, and their names there."""
     for part in parts(links):
         inner = getattr(part.link.update, "_linkax", None)
         if isinstance(inner, Live):
@@ -278,7 +278,7 @@ def _check(its: Chain, panel: Panel, found: Mapping[str, Knob], taken: Mapping[T
             if target in taken:
                 raise ValueError(
                     f"live: {name!r} must not be live already, got a live(...) inside the chain where it is called "
-                    f"{taken[target]!r}; set it there, or name it here and not there"
+                    f"{taken[target]!r}; set it there, or name it only here"
                 )
             if target in owners:
                 both = f"{owners[target]!r} and {name!r}"
@@ -298,7 +298,7 @@ def _with_values(its: Chain, knobs: Mapping[str, Knob], values: Mapping[str, Any
     for name, value in values.items():
         for path, argument in knobs[name].targets:
             changes.setdefault(path, {})[argument] = value
-    # What is inside of others first: the others are then changed as they are by now.
+    # The innermost links first, so that the links around them are changed with these already in place.
     for depth in sorted({len(path) for path in changes}, reverse=True):
         now = {path: part_at(its.links, path) for path in changes if len(path) == depth}
         its = chain(*rewrite(its.links, {path: (link.replace(**changes[path]),) for path, link in now.items()}, chain))
@@ -306,7 +306,7 @@ def _with_values(its: Chain, knobs: Mapping[str, Knob], values: Mapping[str, Any
 
 
 def _state_at(links: tuple[Link, ...], path: Path, state: Any) -> Any:
-    """The state of the link at a path, in that of the chain of `links`."""
+    """The state of the link at a path, within the state of the chain of `links`."""
     index, *rest = path
     link, state = links[int(index)], state[index]
     while rest:

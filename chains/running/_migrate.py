@@ -33,22 +33,22 @@ Param = tuple[str, ...]
 
 
 class Migration(NamedTuple):
-    """What `migrate` returns: the new state, and what has become of the old one.
+    """What `migrate` returns: the new state, and a report of what happened to the old one.
 
-    It prints as a short report; `details()` is the long one, array by array.
+    It prints as a short report; `details()` lists every array.
 
     Attributes:
         state: The state for the new optimizer.
-        kept: The arrays taken over as they are, such as `"second.mean_square.nu params/Dense_0/kernel"`, with the
-            group's name in front if there are groups.
-        converted: The arrays taken over in other units: a sum that has become an average, a buffer that has moved to
+        kept: The arrays carried over unchanged, such as `"second.mean_square.nu params/Dense_0/kernel"`, prefixed with
+            the group's name if there are groups.
+        converted: The arrays carried over in other units: a sum that has become an average, a buffer that has moved to
             the other side of the learning rate.
-        created: The arrays that the old state does not have. They start anew, but for counts and what follows from
-            them: a new link counts with the others of its group.
-        dropped: The arrays of the old state that the new optimizer has no use for.
-        mixed: Parameters whose moments come from another number of steps than their group counts: new ones in an old
-            group, or parameters of several ages in one group. Their bias correction is not exact.
-        notes: Why something that looks alike in both was not taken over.
+        created: The arrays that the old state does not have. They start from their initial values, except counts and
+            numbers that follow from them: a new link takes the step count of its group.
+        dropped: The arrays of the old state that the new optimizer does not need.
+        mixed: Parameters whose moments have seen a different number of steps from their group's count: new parameters
+            in an old group, or parameters of different ages in one group. Their bias correction is not exact.
+        notes: Reasons why arrays that look alike in both were not carried over.
     """
 
     state: Any
@@ -86,7 +86,7 @@ def _lines(lists: Iterable[tuple[str, int, list[str]]]) -> Iterator[str]:
 
 
 def _summed(found: list[str]) -> list[str]:
-    """One line for all arrays of one name."""
+    """One line for all arrays with the same name."""
     arrays = Counter(one.partition(" ")[0] for one in found)
     if any(len(one.split(" ")) > _LONGEST_NAME for one in found):  # sentences
         return found if len(found) <= _MOST_SENTENCES else [*found[:_MOST_SENTENCES], f"… and {len(found) - 5} more"]
@@ -112,42 +112,44 @@ def migrate(
     keep_live: bool = False,
     restart: bool = False,
 ) -> Migration:
-    """Makes the state for a changed optimizer, and keeps everything that survives the change.
+    """Creates the state for a changed optimizer, and keeps everything that survives the change.
 
-    Four things may change at once: links (Adam to AdamW, plain to AMSGrad, momentum to Nesterov's), what is around them
-    (`optax.MultiSteps`, `live`, `optax.inject_hyperparams`, Optax's own `adam`), groups of parameters (added, left out,
-    or parameters moved from one to another), and the parameters themselves. A moment is kept where it means the same in
-    the new optimizer: the same quantity of the same parameter, of the same shape. One that differs only by a known
-    factor, such as a momentum behind the learning rate, is converted. A group's step count comes from where its
-    parameters come from; a group of new parameters starts from step 0, as PyTorch's `add_param_group`.
+    Four things may change at once: links (Adam to AdamW, plain to AMSGrad, momentum to Nesterov's), wrappers and
+    equivalents (`optax.MultiSteps`, `live`, `optax.inject_hyperparams`, Optax's own `adam`), groups of parameters
+    (added, removed, or with parameters moved between them), and the parameters themselves. A moment is kept if it means
+    the same in the new optimizer: the same quantity of the same parameter, with the same shape. One that differs only
+    by a known factor, such as a momentum after the learning rate, is converted. A group takes the step count of the
+    group that its parameters come from; a group of new parameters starts from step 0, as with PyTorch's
+    `add_param_group`.
 
-    A group has one step count. New parameters in an old group therefore begin in the middle of its schedule, and so do
-    parameters of different ages that are put together; these are listed as `mixed`. A group of their own avoids that.
+    A group has one step count. So new parameters in an old group start in the middle of its schedule, and so do
+    parameters of different ages that are put together; these are listed as `mixed`. Putting them in a separate group
+    avoids that.
 
     Args:
         old_tx: The optimizer that made `old_state`.
-        old_state: Its state, also as Flax NNX's `optimizer.opt_state` wraps it. Not changed.
-        new_tx: The optimizer to go on with; it may be the same, for other parameters.
-        params: The parameters to go on with; for Flax NNX, `nnx.state(model, nnx.Param)`. They may be nested otherwise
-            than before, as `{"params": params}`, if their paths are the same but for what is in front of all of them.
-        steps: How many steps have been taken, if the old state does not count them and the new one has to.
-        keep_live: Whether values that `live` and `optax.inject_hyperparams` keep in their states go on as they were;
-            otherwise the new optimizer's numbers count.
-        restart: Whether it is all right if not one of the moments can be kept.
+        old_state: Its state, which may be wrapped as Flax NNX's `optimizer.opt_state`. Not changed.
+        new_tx: The optimizer to continue with; it may be the same, for other parameters.
+        params: The parameters to continue with; for Flax NNX, `nnx.state(model, nnx.Param)`. They may be nested
+            differently, such as `{"params": params}`, if their paths are the same except for a common prefix.
+        steps: The number of steps taken, if the old state does not count them and the new one must.
+        keep_live: Whether to keep the values that `live` and `optax.inject_hyperparams` hold in their states; otherwise
+            the new optimizer's numbers apply.
+        restart: Whether to allow that none of the moments can be kept.
 
     Returns:
         A `Migration(state, kept, converted, created, dropped, mixed, notes)`; prints as a report. Flax's `TrainState`
-        takes the state as `opt_state`; an `nnx.Optimizer` is changed by `migrate_nnx`.
+        takes the state as `opt_state`; for an `nnx.Optimizer` use `migrate_nnx`.
 
     Raises:
-        ValueError: If `old_state` is not a state of `old_tx`; if nothing at all could be kept though the parameters
-            have moments on both sides; if a count is needed that nothing tells; if something that cannot be looked into
-            has changed; if a label of `new_tx` is wrong (`param_groups`).
-        TypeError: If a transformation is none.
+        ValueError: If `old_state` is not a state of `old_tx`; if no moment can be kept although the parameters have
+            moments on both sides; if a required step count is unknown; if something that cannot be looked into has
+            changed; if a label of `new_tx` is wrong (`param_groups`).
+        TypeError: If `old_tx` or `new_tx` is not a transformation.
 
     Differences:
-        PyTorch: `optimizer.add_param_group` for groups; a changed optimizer starts anew. PyTorch counts the steps of
-        each parameter, so there is no mixing. Optax: nothing of the kind; a changed `partition` refuses its state.
+        PyTorch: `optimizer.add_param_group` for groups; a changed optimizer restarts. PyTorch counts the steps of each
+        parameter, so there is no mixing. Optax has no equivalent; a changed `partition` rejects its old state.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -176,12 +178,12 @@ def migrate(
     """
     flatten("migrate: new_tx", new_tx)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0):
-        raise ValueError(f"migrate: steps must be a whole number of at least 0, got {steps!r}")
+        raise ValueError(f"migrate: steps must be an integer of at least 0, got {steps!r}")
     flatten("migrate: old_state", old_tx)
     fresh = new_tx.init(params)
     _check_types(old_tx, old_state, params)
     _check_opaque(old_tx, new_tx)
-    params = params.fast if isinstance(params, optax.LookaheadParams) else params  # those that have a state
+    params = params.fast if isinstance(params, optax.LookaheadParams) else params  # the ones that have state
     old = state_arrays("migrate: old_state", old_tx, old_state, params)
     new = state_arrays("migrate: new_tx", new_tx, fresh, params)
     old = _renested(old, params)
@@ -208,15 +210,15 @@ def migrate(
         elif not _begins_anew(array, new, matched):
             source = sources[array.site.groups]
             taken = None if source is None else ages[source]
-            # What stands outside of a wrapper that lets steps pass counts with those that stand there, too.
+            # A link outside a wrapper that skips steps takes the count of the links outside it.
             if array.is_count and array.clock != new_clocks[array.site.groups]:
                 taken = outside.get((source or (), array.clock), outside.get(((), array.clock), taken))
             value = None if source is None else _counted(array, taken, missing, notes)
             values |= {} if value is None else {array.place: jnp.asarray(value, array.value.dtype)}
     if missing:
         raise ValueError(
-            f"migrate: steps must say how many steps have been taken, because the old state counts none and "
-            f"{', '.join(dict.fromkeys(missing))} must go on with them, got None"
+            f"migrate: steps must say how many steps have been taken, because the old state does not count them and "
+            f"{', '.join(dict.fromkeys(missing))} must continue from them, got None"
         )
 
     def age(groups: Groups | None) -> int:
@@ -240,14 +242,14 @@ def migrate(
 
 
 def _converted(value: Any, factor: float, like: Any) -> jax.Array:
-    """An array in the units of the new one; where nothing changes it is the same array, wherever it lies."""
+    """An array in the units of the new one; if nothing changes it is the same array, on whichever device."""
     if factor != 1:
         value = jnp.asarray(value) * jnp.asarray(factor, jnp.finfo(value.dtype).dtype)
     return jnp.asarray(value, like.dtype)
 
 
 def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: Any) -> None:
-    """Raises if a link's state is not of the kind that the link makes."""
+    """Raises if a link's state does not have the type that the link creates."""
     kinds: dict[tuple[Groups, str], type] = {}
     plain = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
@@ -279,25 +281,28 @@ def _check_opaque(old_tx: optax.GradientTransformation, new_tx: optax.GradientTr
         for part in own:
             if not any(part.link == other.link for other in others):
                 raise ValueError(
-                    f"migrate: {which} holds {part.link.name}, which cannot be looked into, so that its state can only "
-                    "go on in the same transformation; put it around both optimizers, or around none"
+                    f"migrate: {which} holds {part.link.name}, which cannot be looked into, so its state can only "
+                    "be kept by the same transformation; wrap both optimizers in it, or neither"
                 )
 
 
 def _renested(old: list[StateArray], params: Any) -> list[StateArray]:
-    """The old arrays, with their parameters named as they are now, if all that changed is what is in front of them."""
+    """The old arrays under their parameters' new names, if only a common prefix of these has changed."""
     shapes = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
     before: dict[Any, Any] = {array.param: np.shape(array.value) for array in old if isinstance(array.field, Moment)}
     if not before or not shapes or before.keys() & shapes.keys():
         return old
 
     def common(paths: Iterable[Any]) -> int:
-        """How many words all paths begin with, the last one of each apart."""
+        """The number of words that all paths start with, not counting the last one of each."""
         columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*(path[:-1] for path in paths)))
         return len(list(columns))
 
     found: dict[Any, Param] = {}
-    if len(before) == len(shapes) == 1 and () in {*before, *shapes}:  # an array that has become a tree of one, or was
+    if len(before) == len(shapes) == 1 and () in {
+        *before,
+        *shapes,
+    }:  # an array became a tree of one, or vice versa
         (path, shape), (to, new_shape) = *before.items(), *shapes.items()
         found = {path: to} if shape == new_shape else {}
     for cut, skip in itertools.product(range(common(before) + 1), range(common(shapes) + 1)):
@@ -312,7 +317,7 @@ def _renested(old: list[StateArray], params: Any) -> list[StateArray]:
 def _ages(
     old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any, steps: int | None
 ) -> dict[Groups, int | None]:
-    """How many steps each group that is not frozen has taken, if its state or the caller says so."""
+    """The number of steps that each group that is not frozen has taken, if known from its state or the caller."""
     ages: dict[Groups, int | None] = dict.fromkeys(groups_of(flatten("migrate", old_tx), params).values())
     ages |= dict.fromkeys(array.site.groups for array in old)
     clocks = dict.fromkeys(ages, ()) | _clocks(old)
@@ -322,15 +327,15 @@ def _ages(
     for groups, age in ages.items():
         if age is not None and steps is not None and age != steps:
             whose = f"the group {'.'.join(groups)}" if groups else "the old state"
-            raise ValueError(f"migrate: steps must be what the old state counts, {age} in {whose}, got {steps}")
-    around = {clocks[()]: ages[()]} if () in ages else {}  # what stands around groups counts with them
+            raise ValueError(f"migrate: steps must equal the old state's count, {age} in {whose}, got {steps}")
+    around = {clocks[()]: ages[()]} if () in ages else {}  # links around groups count with them
     told = {groups: around.get(clocks[groups]) for groups in ages}
     told = {groups: steps if age is None else age for groups, age in told.items()}
     return {groups: told[groups] if age is None else age for groups, age in ages.items()}
 
 
 def _clocks(arrays: Iterable[StateArray]) -> dict[Groups, tuple[str, ...]]:
-    """The clock of each group: what lets its moments rest in some steps, or its counts where it has none."""
+    """The clock of each group: the wrappers that let its moments (or its counts, if it has none) skip some steps."""
     members: dict[Groups, list[StateArray]] = {}
     for array in arrays:
         members.setdefault(array.site.groups, []).append(array)
@@ -344,7 +349,7 @@ def _clocks(arrays: Iterable[StateArray]) -> dict[Groups, tuple[str, ...]]:
 
 
 def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], params: Any) -> dict[Param | None, Groups]:
-    """The old group that each parameter comes from: where its moments are, or its label in a group that has none."""
+    """The old group that each parameter comes from: that of its moments, or by label if the group has none."""
     shapes: dict[Param | None, Any] = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
     with_moments = {array.site.groups for array in old if array.is_moment}
     homes: dict[Param | None, Groups] = {
@@ -366,33 +371,33 @@ def _sources(
     homes: Mapping[Param | None, Groups],
     ages: Mapping[Groups, int | None],
 ) -> dict[Groups, Groups | None]:
-    """The old group that every new group goes on from: where its parameters come from. `None`: it is new."""
+    """The old group that each new group continues: the one its parameters come from. `None`: it is new."""
     members = groups_of(flatten("migrate", new_tx), params)
     sources: dict[Groups, Groups | None] = {}
     for groups in {array.site.groups for array in new}:
         origins = {homes[param] for param, its in members.items() if its == groups and param in homes}
-        if groups not in members.values():  # it is around the groups, and as old as they are
+        if groups not in members.values():  # it wraps the groups, and is as old as they are
             origins = set(ages)
         sources[groups] = groups if groups in origins else max(origins, key=lambda one: ages[one] or 0, default=None)
     return sources
 
 
 Match = tuple[StateArray, StateArray, float]
-"""A new array, the old one that it goes on from, and what that is multiplied by."""
+"""A new array, the old one that it continues, and the factor to multiply that by."""
 
 
 def _matches(
     old: list[StateArray], new: list[StateArray], sources: Mapping[Groups, Groups | None], keep_live: bool
 ) -> tuple[list[Match], list[str]]:
-    """The new arrays that old ones stand for, and why others that look alike do not."""
+    """The new arrays matched with old ones, and the reasons why others that look alike are not matched."""
     reasons: dict[Any, str] = {}
     free = {array.place for array in old}
     matches: list[Match] = []
     by_param: dict[Any, list[StateArray]] = {}
     for array in old:
         by_param.setdefault(array.param, []).append(array)
-    links: dict[tuple[Groups, str], set[tuple[Groups, str]]] = {}  # the old links that each new one goes on from
-    for same_name in (True, False):  # a link of the same name comes first
+    links: dict[tuple[Groups, str], set[tuple[Groups, str]]] = {}  # the old links that each new one continues
+    for same_name in (True, False):  # links with the same name take precedence
         taken = {array.place for array, _, _ in matches}
         for array in new:
             if not array.is_moment or array.place in taken:
@@ -407,10 +412,10 @@ def _matches(
                     links.setdefault(_link(array), set()).add(_link(other))
                     break
                 if why and (same_name or array.place not in reasons):
-                    reasons[array.place] = f"{array.name} starts anew: {why}"
+                    reasons[array.place] = f"{array.name} restarts: {why}"
     kept = {array.place for array, _, _ in matches}
     notes = [why for place, why in reasons.items() if place not in kept]
-    for array in new:  # a count may go on in several groups
+    for array in new:  # a count may be continued in several groups
         source = sources[array.site.groups]
         if array.is_moment or source is None or _begins_anew(array, new, kept):
             continue
@@ -428,7 +433,7 @@ def _link(array: StateArray) -> tuple[Groups, str]:
 
 
 def factor_between(array: StateArray, other: StateArray) -> tuple[float | None, str]:
-    """What the old moment is multiplied by to be the new one; `None`, and why, if it cannot be."""
+    """The factor that converts the old moment to the new one; `None`, and the reason, if there is none."""
     if np.shape(array.value) != np.shape(other.value):
         return None, f"its shape is {np.shape(array.value)} now"
     if np.iscomplexobj(array.value) != np.iscomplexobj(other.value):
@@ -440,7 +445,7 @@ def factor_between(array: StateArray, other: StateArray) -> tuple[float | None, 
     if isinstance(new, Own) or isinstance(old, Own):
         same_field = array.site.name == other.site.name and array.field_words == other.field_words
         alike = type(new) is type(old) and same_field and streams[0] == streams[1]
-        return (1.0, "") if alike else (None, "nothing is known of what it means, and what comes in has changed")
+        return (1.0, "") if alike else (None, "its meaning is unknown, and its input has changed")
     assert isinstance(new, Moment)
     assert isinstance(old, Moment)
     if not array.has_slot_of(other):
@@ -449,23 +454,23 @@ def factor_between(array: StateArray, other: StateArray) -> tuple[float | None, 
     if array.quantity != other.quantity:
         return None, f"it was the {other.quantity}, and is the {array.quantity} now"
     if new.if_unchanged and _arguments(array.site.link) != _arguments(other.site.link):
-        return None, f"{array.site.link.name} has other arguments now"
+        return None, f"{array.site.link.name} has different arguments now"
     if streams[0].unknown != streams[1].unknown and new.power:
-        return None, "a factor that changes from step to step, or is unknown, stands in front of it on one side"
+        return None, "a factor that changes from step to step, or is unknown, comes before it on one side"
     factor = (streams[0].factor / streams[1].factor) ** new.power if streams[1].factor else 0.0
     share = _share(array, other)
     if share is None:
-        return None, "what a new value is weighted with has changed, and not by a factor that is known"
+        return None, "the weight of a new value has changed by an unknown factor"
     return factor * share, ""
 
 
 def _role(array: StateArray) -> str:
-    """What a moment is for, in words."""
-    return f"the {array.slot} moment of a ratio" if array.slot else "a moment of its own"
+    """The role of a moment, in words."""
+    return f"the {array.slot} moment of a ratio" if array.slot else "a separate moment"
 
 
 def _share(array: StateArray, other: StateArray) -> float | None:
-    """The weight of a new value in the new moment, over that in the old one; `None` if nobody knows."""
+    """The weight of a new value in the new moment, over that in the old one; `None` if unknown."""
 
     def is_average(one: StateArray) -> bool:
         assert isinstance(one.field, Moment)
@@ -483,7 +488,7 @@ def _share(array: StateArray, other: StateArray) -> float | None:
             return None
         return None if value is None or is_traced(value) or math.isnan(value) else float(value)
 
-    if is_average(array) and is_average(other):  # of one size, whatever their memory
+    if is_average(array) and is_average(other):  # the same scale, whatever their decays
         return 1.0
     after, before = weight(array), weight(other)
     if after and before:
@@ -492,13 +497,13 @@ def _share(array: StateArray, other: StateArray) -> float | None:
 
 
 def _arguments(link: Link) -> Any:
-    """What a link was given, apart from what it holds."""
+    """A link's arguments, except the transformations it holds."""
     held = link.holders()
     return link.name, identity_of({name: value for name, value in link.hyperparams.items() if name not in held})
 
 
 def _goes_on(array: StateArray, other: StateArray, is_same_link: bool, keep_live: bool) -> bool:
-    """Whether something that is no moment goes on as it was."""
+    """Whether an array that is not a moment is carried over."""
     new, old = array.field, other.field
     if type(new) is not type(old) or np.shape(array.value) != np.shape(other.value):
         return False
@@ -506,7 +511,7 @@ def _goes_on(array: StateArray, other: StateArray, is_same_link: bool, keep_live
         if new.is_value or old.is_value:
             if not (new.is_value and old.is_value) or array.field_words[-1] != other.field_words[-1]:
                 return False
-            if new.is_scheduled:  # the value of the last step, which only says what that was
+            if new.is_scheduled:  # the last step's value, which is only a record
                 return old.is_scheduled
             return keep_live or bool(np.array_equal(array.value, other.value))
         if new.if_unchanged and _arguments(array.site.link) != _arguments(other.site.link):
@@ -515,7 +520,7 @@ def _goes_on(array: StateArray, other: StateArray, is_same_link: bool, keep_live
 
 
 def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[Any]) -> bool:
-    """Whether it counts for moments that all begin anew: those of its own link, or those that it corrects."""
+    """Whether it counts for moments that all restart: those of its own link, or those that it corrects."""
     if not isinstance(array.field, Gathered | Count):
         return False
     moments = [
@@ -533,12 +538,12 @@ def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[A
 
 
 def _counted(array: StateArray, age: int | None, missing: list[str], notes: list[str]) -> float | None:
-    """What a count, or a number that follows from it, is after as many steps as its group has taken."""
+    """The value of a count, or of a number that follows from it, after the steps that its group has taken."""
     if isinstance(array.field, Moment | Own | Weights):
         return None
     if age is None:
         if isinstance(array.field, Count) and not array.field.is_needed:
-            notes.append(f"{array.name} counts from 0: the old state does not tell the steps (steps=… does)")
+            notes.append(f"{array.name} counts from 0, because the old state does not count the steps; pass steps=…")
         else:
             missing.append(array.name)
         return None
@@ -546,7 +551,7 @@ def _counted(array: StateArray, age: int | None, missing: list[str], notes: list
 
 
 def _check_moments(old: list[StateArray], new: list[StateArray], matches: list[Match], notes: list[str]) -> None:
-    """Raises if there are moments of the same parameters on both sides, and not one of them could be kept."""
+    """Raises if there are moments of the same parameters on both sides, and none of them could be kept."""
     had, has = (
         [array for array in arrays if isinstance(array.field, Moment) and not array.field.if_unchanged]
         for arrays in (old, new)
@@ -556,6 +561,6 @@ def _check_moments(old: list[StateArray], new: list[StateArray], matches: list[M
         why = "".join(f"\n  {note}" for note in dict.fromkeys(notes))
         before, now = ({f"the {array.quantity}" for array in arrays} for arrays in (had, has))
         raise ValueError(
-            "migrate: old_tx and new_tx must have a moment in common, or restart=True says that all may start anew; "
+            "migrate: old_tx and new_tx must have a moment in common, or pass restart=True to restart them all; "
             f"old_state holds {', '.join(sorted(before))}, and new_tx needs {', '.join(sorted(now))}{why}"
         )

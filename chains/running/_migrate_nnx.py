@@ -1,4 +1,4 @@
-"""`migrate` for Flax NNX, whose optimizers keep their state in variables of their own."""
+"""`migrate` for Flax NNX, whose optimizers keep their state in NNX variables."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ def migrate_nnx(
     keep_live: bool = False,
     restart: bool = False,
 ) -> Migration:
-    """Changes the transformation of an `nnx.Optimizer`, and keeps everything of its state that survives the change.
+    """Changes the transformation of an `nnx.Optimizer`, and keeps everything in its state that survives the change.
 
-    It is `migrate` from `optimizer.tx` to `new_tx`; then `optimizer.tx` and `optimizer.opt_state` are the new ones, in
-    the variables that NNX wants. `optimizer.step` stays. A step compiled with `nnx.jit` compiles anew.
+    It is `migrate` from `optimizer.tx` to `new_tx`; afterwards `optimizer.tx` and `optimizer.opt_state` are the new
+    ones, in NNX variables. `optimizer.step` stays. A step compiled with `nnx.jit` is recompiled.
 
     Args:
-        optimizer: The optimizer. Changed in place, if nothing is raised.
-        new_tx: The transformation to go on with.
-        model: The model that it trains, as it is now.
+        optimizer: The optimizer. Changed in place, unless an error is raised.
+        new_tx: The transformation to continue with.
+        model: The model that it trains, in its current state.
         steps: As for `migrate`.
         keep_live: As for `migrate`.
         restart: As for `migrate`.
@@ -35,7 +35,7 @@ def migrate_nnx(
 
     Raises:
         ValueError: As `migrate`.
-        TypeError: If `optimizer` is no `nnx.Optimizer`, or `new_tx` no transformation.
+        TypeError: If `optimizer` is not an `nnx.Optimizer`, or `new_tx` not a transformation.
 
     Example:
         >>> from flax import nnx

@@ -1,4 +1,4 @@
-"""Groups of parameters, each with an optimizer of its own."""
+"""Groups of parameters, each with its own optimizer."""
 
 import inspect
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -26,36 +26,36 @@ def param_groups(
     *,
     state: Format | None = None,
 ) -> Chain:
-    """Gives each group of parameters an optimizer of its own.
+    """Gives each group of parameters its own optimizer.
 
-    A parameter of group k is updated by the chain of k alone, which sees nothing of the others: a clipping by the
-    global norm inside a group sees the group's norm, one in front, `chain(clip, param_groups(...))`, that of all.
+    A parameter of group k is updated by the chain of k alone, which does not see the others. Clipping by the global
+    norm inside a group uses the group's norm; before the groups, `chain(clip, param_groups(...))`, the norm of all.
 
-    A group is frozen by `optax.set_to_zero()`: its parameters keep their values, and have no state. Layer-wise
-    learning rates are `param_groups({f"layer_{i}": adamw(1e-3 * 0.9 ** (11 - i)) for i in range(12)}, labels)`.
-    `migrate` carries the state over when a group is added or parameters change theirs.
+    `optax.set_to_zero()` freezes a group: its parameters keep their values and have no state. Layer-wise learning rates
+    are `param_groups({f"layer_{i}": adamw(1e-3 * 0.9 ** (11 - i)) for i in range(12)}, labels)`. `migrate` carries the
+    state over when a group is added or parameters move to another group.
 
     Args:
-        groups: The chains (or links, or Optax transformations) by the groups' names.
+        groups: The chains (or links, or Optax transformations) by group name.
         labels: Which group each parameter belongs to: a function from a parameter's path, such as
             `"params/Dense_0/kernel"`, and the parameter itself to the group's name; or a tree of names like the
-            parameters, or like the upper part of their tree, where a name is for all that is below. Only its paths
-            matter: a dictionary will do for a `FrozenDict`, an `nnx.State` or an Equinox module.
-        state: How the moments of all groups are kept between the steps, as `stored` keeps them: `"bfloat16"`,
-            `"float8"`, `"int8"` or `"int4"`; `None` for float32, or as the groups' own chains say.
+            parameters, or like the upper part of their tree, where a name applies to everything below it. Only its
+            paths matter: a dictionary also works for a `FrozenDict`, an `nnx.State` or an Equinox module.
+        state: The format in which the moments of all groups are stored between steps: `"bfloat16"`, `"float8"`,
+            `"int8"` or `"int4"`, see `stored`; `None` for float32, or as set in the groups' own chains.
 
     Returns:
-        A chain of one link, whose state is `optax.partition`'s. The groups' links are reached through their names:
+        A chain of one link, whose state is `optax.partition`'s. The groups' links are reached through the group names:
         `tx.swap("head.add_l2_to_grad", ...)`.
 
     Raises:
         TypeError: If `groups` is not a dictionary from names to transformations.
-        ValueError: If there are no groups, or, when parameters are seen (`init` and `update`), if one of them has no
-            group or a name stands for no parameter; all of these paths are listed.
+        ValueError: If there are no groups; from `init` and `update`, if a parameter has no group or a name in the tree
+            of labels belongs to no parameter. All of these paths are listed.
 
     Differences:
-        PyTorch: `Adam([{"params": ..., "lr": ...}, ...])`; groups have names instead of numbers here, and each may have
-        another optimizer. `optax.partition` is the same; it does not print, and its labels are trees.
+        PyTorch: `Adam([{"params": ..., "lr": ...}, ...])`; groups have names instead of indices here, and each may have
+        a different optimizer. `optax.partition` does the same, but does not print, and its labels are trees.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -105,12 +105,12 @@ def param_groups(
             raise TypeError(
                 "param_groups: labels must be a function of two arguments, a parameter's path and the parameter, or a "
                 f"tree, got {describe(labels)}; a function from all parameters to a tree, as optax.partition takes it, "
-                "can be called: labels(params)"
+                "must be called: labels(params)"
             ) from None
-        except ValueError:  # nobody knows what it takes
+        except ValueError:  # its signature is unknown
             pass
     else:
-        labels = jax.tree.map(lambda label: label, labels)  # a copy: what the caller does to his tree is not ours
+        labels = jax.tree.map(lambda label: label, labels)  # a copy, in case the caller changes the tree
     return chain(partition(dict(groups), labels))
 
 
@@ -118,22 +118,22 @@ def param_groups(
 def partition(
     groups: Mapping[str, optax.GradientTransformation], labels: Callable[[str, Any], str] | Any
 ) -> optax.GradientTransformation:
-    """The link that `param_groups` makes a chain of."""
+    """The link in the chain that `param_groups` returns."""
 
-    # A group's chain is a whole optimizer, which looks after its own precision; Optax's have to be told.
+    # A group's chain is a whole optimizer that handles its own precision; Optax's transformations need a wrapper.
     transforms: dict[Hashable, optax.GradientTransformation] = {
         name: tx if isinstance(tx, Link | Chain) else wide_inside(tx) for name, tx in groups.items()
     }
 
     def partitioned(params: Any) -> optax.GradientTransformationExtraArgs:
         tree = label_tree(params, labels, groups)
-        return optax.partition(transforms, lambda _: tree)  # a function: the tree may be one that can be called
+        return optax.partition(transforms, lambda _: tree)  # a function, because the tree itself may be callable
 
     def init(params: Any) -> Any:
         return partitioned(params).init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        # The parameters are all there, where updates may lack some (`None`).
+        # The parameters are complete, whereas updates may lack some (`None`).
         return partitioned(updates if params is None else params).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,4 +1,4 @@
-"""Parameters of low precision that train as if they were float32."""
+"""Low-precision parameters that train as if they were float32."""
 
 import functools
 import zlib
@@ -23,11 +23,11 @@ By = Literal["master_copy", "lost_bits", "stochastic_rounding"]
 
 
 class PreciseWeightsState(NamedTuple):
-    """State of `precise_weights`; `None` where there is nothing to keep, as for every float32 parameter."""
+    """State of `precise_weights`; `None` where nothing is stored, as for every float32 parameter."""
 
     count: jax.Array | None  # pyright: ignore  # () int32: steps taken, which vary the noise of stochastic rounding
     master: Any  # shapes of the parameters, float32: the weights
-    lost: Any  # shapes of the parameters, int16: what the weights have more than the parameters
+    lost: Any  # shapes of the parameters, int16: the weights minus the parameters
     inner: Any  # the state of the optimizer inside
 
 
@@ -35,50 +35,52 @@ class PreciseWeightsState(NamedTuple):
 def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *, seed: int = 0) -> Chain:
     """Trains bfloat16 and float16 parameters as if they were float32.
 
-    A bfloat16 has 8 binary digits, so that w + u is w again for every update smaller than w/512, and a training with
-    small steps stands still. Here the optimizer inside sees and updates float32 weights W, and the parameters are what
-    these are nearest to: W_{t+1} = W_t + u_t, w_{t+1} = round(W_{t+1}).
+    A bfloat16 has 8 binary digits, so w + u is w again for every update smaller than w/512, and training with small
+    steps stands still. Here the wrapped optimizer sees and updates float32 weights W, and the parameters are these
+    weights, rounded: W_{t+1} = W_t + u_t, w_{t+1} = round(W_{t+1}).
 
-    | `by`                    | bytes a parameter | what is kept                                              |
+    | `by`                    | bytes/parameter   | what is stored                                            |
     | ----------------------- | ----------------- | --------------------------------------------------------- |
     | `"master_copy"`         | 4                 | W                                                         |
     | `"lost_bits"`           | 2                 | W − w, in units of the last bit of W; for bfloat16 only   |
-    | `"stochastic_rounding"` | 0                 | nothing: w + u is rounded up or down, right on average    |
+    | `"stochastic_rounding"` | 0                 | nothing: w + u is rounded up or down, exact on average    |
 
-    With the first two, W is that of a float32 training on the same gradients, to the last bit if both are compiled
-    alike. Parameters that are float32 or wider are left to the optimizer inside, and nothing is kept of them.
+    With the first two, W is that of float32 training on the same gradients, bit for bit if both are compiled alike.
+    Parameters that are float32 or wider are left to the wrapped optimizer, and nothing is stored for them.
 
-    The updates are float32, also of bfloat16 parameters, and lead exactly to the next ones by `optax.apply_updates`,
-    which Flax's `TrainState` and `nnx.Optimizer` use. Nothing may come between. Optax's wrappers may stand around it or
-    inside; those that want updates in the dtype of the gradients (`optax.apply_if_finite`, if these are bfloat16), and
-    `optax.inject_hyperparams`, which rounds numbers to the dtype of the parameters, belong inside. `optax.lookahead`
-    can be neither: it sets the parameters to averages of its own, and rounds these, so that small steps are lost again.
+    The updates are float32, even for bfloat16 parameters, and `optax.apply_updates`, which Flax's `TrainState` and
+    `nnx.Optimizer` use, turns them into exactly the next parameters. Nothing may come between. Optax's wrappers may be
+    outside or inside. Those that need updates in the dtype of the gradients (`optax.apply_if_finite`, if these are
+    bfloat16), and `optax.inject_hyperparams`, which rounds numbers to the dtype of the parameters, belong inside.
+    `optax.lookahead` can be neither: it sets the parameters to averages of its own and rounds them, so small updates
+    are lost again.
 
-    If the parameters are not those that the last step has led to, because somebody has clipped or loaded some, the
-    master copy takes over those that differ. Lost bits cannot tell; they then move a parameter by at most half the
-    spacing of bfloat16 numbers, so that it is still what the weight rounds to. `with_full_weights` sets both.
+    If the parameters are not those of the last step, because some were clipped or loaded, the master copy adopts those
+    that differ. Lost bits cannot detect this; they then shift a parameter by at most half the spacing of bfloat16
+    numbers, so the weight still rounds to it. `with_full_weights` sets both.
 
-    `migrate` goes on from a plain chain, whose parameters are then the weights, and from one way to another, with the
-    weights as they are; back to a plain chain, what it lists as dropped is lost.
+    `migrate` converts from a plain chain, whose parameters become the weights, and between the values of `by`, keeping
+    the weights. Back to a plain chain, what it lists as dropped is lost.
 
     Args:
-        tx: The optimizer, such as `adamw(1e-5)`. It is given the weights and the gradients in float32.
+        tx: The optimizer, such as `adamw(1e-5)`. It gets the weights and the gradients in float32.
         by: `"master_copy"`, `"lost_bits"` or `"stochastic_rounding"`.
-        seed: Which noise rounds stochastically: a whole number from 0 to 2³² − 1. It also depends on the step, the
-            parameter's path and the value, and not on how arrays are sharded; equal values are rounded alike.
+        seed: The seed of stochastic rounding, an integer from 0 to 2³² − 1. The noise also depends on the step, the
+            parameter's path and the value, but not on how arrays are sharded; equal values are rounded alike.
 
     Returns:
-        A chain of one link, `float32_weights`, whose state is `PreciseWeightsState(count, master, lost, inner)`. It has
-        to be the last one, so `tx.add` and `chain` refuse to put links behind it.
+        A chain of one link, `float32_weights`, whose state is `PreciseWeightsState(count, master, lost, inner)`. It
+        must be the last link, so `tx.add` and `chain` raise if a link comes after it.
 
     Raises:
-        ValueError: If `by` is none of these or `seed` no such number; in `init` and `update`, if parameters are float8
-            or, with `"lost_bits"`, float16; in `update`, if no parameters are given.
+        ValueError: If `by` or `seed` is invalid; from `init` and `update`, if parameters are float8 or, with
+            `"lost_bits"`, float16; from `update`, if no parameters are given.
         TypeError: If `tx` is not a transformation; for row-sparse gradients.
 
     Differences:
         PyTorch: `torch.amp` keeps the parameters in float32 and casts copies of them; Apex and DeepSpeed keep a master
-        copy beside a model of 16 bits, which `with_full_weights` and `full_weights` move in and out. Optax has nothing.
+        copy next to a 16-bit model, which `with_full_weights` and `full_weights` import and export. Optax has no
+        equivalent.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -105,9 +107,9 @@ def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *,
 
 
 def _checked_master(p: Any, kept: Any) -> Any:
-    """The master copy, and the parameter itself where it is no longer the master's because somebody has set it.
+    """The master copy, or the parameter itself where it was changed and no longer matches the master copy.
 
-    NaN is never the same as the master's, and so goes through.
+    NaN never matches, so it is passed on.
     """
     return jnp.where(nearest(kept, p) == widen(p), kept, widen(p))
 
@@ -134,7 +136,7 @@ LOST = Weights(
 def float32_weights(
     inner: optax.GradientTransformation, by: By, *, seed: int | None = None
 ) -> optax.GradientTransformation:
-    """The link that `precise_weights` makes a chain of."""
+    """The link in the chain that `precise_weights` returns."""
     held = inner if isinstance(inner, Link | Chain) else wide_inside(inner)
 
     def init(params: Any) -> Any:
@@ -188,7 +190,7 @@ _once = functools.partial(jax.jit, static_argnums=0, inline=True)
 
 @_once
 def _full(by: By, p: Any, kept: Any) -> Any:
-    """The float32 weight of a parameter, with what is kept of it."""
+    """The float32 weight of a parameter, from the parameter and what is stored for it."""
     if by == "stochastic_rounding":
         return widen(p)
     return (MASTER if by == "master_copy" else LOST).full(p, kept)
@@ -196,10 +198,10 @@ def _full(by: By, p: Any, kept: Any) -> Any:
 
 @_once
 def _step(by: By, p: jax.Array, weight: jax.Array, noise: Any) -> tuple[jax.Array, Any]:
-    """The update that leads from a parameter to that of a weight, and what is kept of the weight.
+    """The update from a parameter to the rounded new weight, and what is stored of that weight.
 
-    The update is the difference of two 16-bit numbers; float32 has it exactly, unless the weight falls to less than
-    2⁻¹⁶ of what it was. It then is off by at most 2⁻²⁴ of itself, and the parameter is what that leads to.
+    The update is the difference of two 16-bit numbers. It is exact in float32 unless the weight shrinks to less than
+    2⁻¹⁶ of its old value. Then it is off by at most 2⁻²⁴ of itself, and the parameter follows from this update.
     """
     old = widen(p)
     if by == "stochastic_rounding":
@@ -211,12 +213,12 @@ def _step(by: By, p: jax.Array, weight: jax.Array, noise: Any) -> tuple[jax.Arra
 
 
 def _widened(p: Any) -> Any:
-    """A parameter in float32; of one that only has a shape, zeros, which the first step notices to be others."""
+    """A parameter in float32; zeros for one that only has a shape, because the first step detects the difference."""
     return jnp.zeros(p.shape, jnp.float32) if isinstance(p, jax.ShapeDtypeStruct) else widen(jnp.asarray(p))
 
 
 def _low_leaves(by: By, params: Any) -> tuple[list[tuple[str | None, Any]], Any]:
-    """All parameters, each with its path if its precision is low, and the structure of their tree."""
+    """All parameters, each with its path if it has low precision, and the structure of their tree."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_one_leaf)
     found = [(path_text(path) if is_low(p) else None, p) for path, p in leaves]
     wrong = [f"{path_text(path)} ({dtype_of(p)})" for path, p in leaves if _is_too_low(by, p)]
@@ -246,7 +248,7 @@ def _kept_of(leaves: list[tuple[str | None, Any]], structure: Any, tree: Any) ->
 
 
 def is_low(p: Any) -> bool:
-    """Whether a parameter has too few digits to train in."""
+    """Whether a parameter's dtype has too few digits for training."""
     return not is_missing(p) and dtype_of(p) in LOW
 
 

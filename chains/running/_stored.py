@@ -1,4 +1,4 @@
-"""Optimizer state in fewer bits: kept so between the steps, and float32 within them."""
+"""Optimizer state in fewer bits: stored so between steps, and float32 within them."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,11 +27,11 @@ class StoredState(NamedTuple):
     """State of `stored`."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32: steps taken, which vary the noise
-    inner: Any  # the state of what is inside, with `Blocks`, `PositiveBlocks` or bfloat16 in the place of some moments
+    inner: Any  # the state of what is inside, with `Blocks`, `PositiveBlocks` or bfloat16 in place of some moments
 
 
 class PositiveBlocks(NamedTuple):
-    """Blocks of something that is never negative, and is divided by its root."""
+    """Blocks of an array that is never negative, and whose root is a divisor."""
 
     codes: jax.Array
     scales: jax.Array
@@ -74,28 +74,29 @@ def stored(
     mask: Any = None,
     seed: int = 0,
 ) -> optax.GradientTransformation:
-    """Keeps the moments of what is inside in fewer bits, and computes with them in float32 as before.
+    """Stores the moments of what is inside in fewer bits, and still computes in float32.
 
-    state_t = round(u(decode(state_{t−1}), g_t)), where u is what `inner` does to its state. Only what its links declare
-    to be a `Moment` is kept so, of large parameters; counts and small parameters are not worth it, and of moments that
-    are subtracted from each other, as `variance` does, rounding would leave nothing.
+    state_t = round(u(decode(state_{t−1}), g_t)), where u is `inner`'s update of its state. Only what its links declare
+    as a `Moment` is stored this way, and only for large parameters; counts and small parameters are not worth it.
+    Moments that are subtracted from each other, as in `variance`, stay float32, because rounding would leave nothing of
+    the difference.
 
-    | `as_`        | bytes a moment | what it is                                                                       |
+    | `as_`        | bytes/element  | format                                                                           |
     | ------------ | -------------- | -------------------------------------------------------------------------------- |
-    | `"bfloat16"` | 2              | float32 without its low half: 3 digits, any size                                 |
+    | `"bfloat16"` | 2              | float32 without its lower half: 3 digits, any size                               |
     | `"float8"`   | 1              | float8 (e4m3) relative to the largest value of a block                           |
-    | `"int8"`     | 1              | one-byte codes, likewise, that lie closer together towards 0                     |
-    | `"int4"`     | 0.5            | four-bit codes, likewise: powers of two                                          |
+    | `"int8"`     | 1              | one-byte codes relative to it, which lie closer together towards 0               |
+    | `"int4"`     | 0.5            | four-bit codes relative to it: powers of two                                     |
 
-    Second moments have codes without a sign in which no positive value becomes 0: they are divided by.
-    A block is a whole row or column, along an axis that is not sharded if there is one, so that sharded parameters have
-    sharded moments; where all axes are sharded, a step finds the blocks' maxima with one all-reduce. `init` knows how
-    parameters are sharded, and also takes shapes with shardings, as for restoring a checkpoint; inside of `jax.jit` or
-    `jax.eval_shape` it knows only on a mesh with explicit axes, and may lay the blocks otherwise.
+    Second moments have unsigned codes in which no positive value becomes 0, because their root is a divisor. A block is
+    a whole row or column, along an axis that is not sharded if there is one, so that sharded parameters have sharded
+    moments. If all axes are sharded, a step finds the blocks' maxima with one all-reduce. `init` knows how parameters
+    are sharded, and also takes shapes with shardings, e.g. to restore a checkpoint. Inside `jax.jit` or
+    `jax.eval_shape` it knows the sharding only on a mesh with explicit axes, and may choose another axis otherwise.
 
-    A bfloat16 or one-byte number is too coarse for the small share that a step of a slow average moves it by. Rounded
-    to the nearest, the average would stand still; so it is rounded up or down with the probability that makes the mean
-    right. The noise depends on the seed, the step and the value, and not on how arrays are sharded.
+    A bfloat16 or one-byte number is too coarse for the small change of a slow average per step. Rounded to the nearest,
+    the average would stand still; so it is rounded up or down with the probability that makes the mean exact. The noise
+    depends on the seed, the step and the value, but not on how arrays are sharded.
 
     A block with a number above 2¹²⁶ (in a second moment, after a gradient of 1e19) becomes NaN as a whole.
 
@@ -103,29 +104,30 @@ def stored(
     not what it has done to the moments before.
 
     Args:
-        inner: The link whose state is kept so, or a chain, a group of links, or a whole optimizer.
+        inner: The link whose moments are stored this way, or a chain, a group of links, or a whole optimizer.
         as_: `"bfloat16"`, `"float8"`, `"int8"` or `"int4"`.
         rounding: `"stochastic"` or `"nearest"`.
         min_size: Parameters with fewer elements keep float32 moments; at least 0.
-        mask: Which parameters' moments are kept so: a tree of booleans like the parameters, or its upper part, or a
-            function from the parameters to one, as for `add_l2_to_grad`; by default all.
-        seed: Which noise rounds: a whole number from 0 to 2³² − 1.
+        mask: Which parameters' moments are stored this way: a tree of booleans like the parameters, a prefix of one, or
+            a function from the parameters to one, as for `add_l2_to_grad`; by default all.
+        seed: The seed of the rounding noise, an integer from 0 to 2³² − 1.
 
     Returns:
-        A link at `inner`'s place, without one if `inner` is a whole optimizer. Its state is
-        `StoredState(count, inner)`; what becomes `Blocks` or `PositiveBlocks` there has codes of the parameter's shape
-        and a float32 scale for each block. (What has fewer than two axes, or none of at least 80 elements, can only
-        be kept in bfloat16, and else stays in float32.)
+        A link at `inner`'s place, or without a place if `inner` is a whole optimizer. Its state is
+        `StoredState(count, inner)`; `Blocks` and `PositiveBlocks` in it have codes of the parameter's shape and a
+        float32 scale for each block. (Arrays with fewer than two axes, or with no axis of at least 80 elements, can
+        only be stored in bfloat16; with the other formats they stay float32.)
 
     Raises:
-        ValueError: If `as_` or `rounding` is none of these, `min_size` or `seed` is negative, or Adadelta is to be kept
-            in four bits, whose noise its steps would add up; in `init`, if nothing inside is a moment:
-            `@link(..., state=...)` declares what a link's state means.
-        TypeError: If `inner` is not a transformation; for row-sparse gradients, whose rows it would round each time.
+        ValueError: If `as_` or `rounding` is none of these, if `min_size` or `seed` is negative, or if `inner` is
+            Adadelta and `as_` is `"int4"`, whose noise its steps would add up; from `init`, if nothing inside is a
+            moment: `@link(..., state=...)` declares what a link's state means.
+        TypeError: If `inner` is not a transformation; for row-sparse gradients, because all rows would be rounded at
+            every step.
 
     Differences:
         bitsandbytes' 8-bit and torchao's 4-bit optimizers flatten a parameter, look codes up in a table, and round to
-        the nearest. Optax has `mu_dtype`, for the first moment. Complex and float64 moments are left as they are.
+        the nearest. Optax has `mu_dtype`, for the first moment. Complex and float64 moments stay unchanged.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -140,7 +142,7 @@ def stored(
         >>> state = tx.init({"w": jnp.ones((256, 128))})
         >>> state[0].inner.mu["w"].codes.dtype
         dtype('int8')
-        >>> tx = adamw(1e-3, state="int8")  # the same around all moments of a named optimizer
+        >>> tx = adamw(1e-3, state="int8")  # the same for all moments of a named optimizer
 
     Source:
         Dettmers et al., "8-bit optimizers via block-wise quantization", 2022; Li, Chen and Zhu, "Memory efficient
@@ -152,7 +154,7 @@ def stored(
     within = list(parts(links))
     if coded := [part.name for part in within if any(slot.view for slot in part.link.slots.values())]:
         raise ValueError(
-            f"stored: inner must not hold another link that keeps its state in a form of its own, got {coded[0]}"
+            f"stored: inner must not hold another link that stores its state in another form, got {coded[0]}"
         )
     if as_ == "int4" and any(moment.is_fed_back for moment in _moments(*links)):
         raise ValueError(
@@ -164,10 +166,10 @@ def stored(
     def init(params: Any) -> StoredState:
         if not _moments(*links):
             raise ValueError(
-                "stored: inner must hold a link that says which of its state are moments that may be rounded, as "
+                "stored: inner must hold a link that declares moments that may be rounded, as "
                 f"@link(..., state={{...: Moment(...)}}) does, got {', '.join(part.name for part in within)}"
             )
-        flags = [] if mask is None else leaves_with_path(selected("stored", mask, params, "be kept in fewer bits"))
+        flags = [] if mask is None else leaves_with_path(selected("stored", mask, params, "be stored in fewer bits"))
         wanted = {words(path): flag for path, flag in flags}
         state = _first_kept(as_, inner, held.init(params), min_size, wanted)
         return StoredState(jnp.zeros((), jnp.int32), state)
@@ -185,14 +187,14 @@ _T = TypeVar("_T", bound=optax.GradientTransformation)
 
 
 def stored_moments(tx: _T, as_: Format | None) -> _T | Chain:
-    """An optimizer with `stored` around each of its links that keeps moments; `None` leaves it as it is."""
+    """An optimizer with each link that has moments wrapped in `stored`; with `None`, the optimizer itself."""
     if as_ is None:
         return tx
     return chain(*(stored(one, as_) if _moments(one) else one for one in links_of("stored", tx)))
 
 
 def _moments(*links: Link) -> list[Moment]:
-    """What the links, those inside them, and those that they are abbreviations for, gather that may be rounded."""
+    """The moments that may be rounded, of the links, those inside them, and those they are abbreviations for."""
     found = []
     for part in parts(links):
         found += filter(_is_rounded, part.link.fields.values())
@@ -207,7 +209,7 @@ def _is_rounded(field: Field) -> TypeGuard[Moment]:
 def _first_kept(
     as_: Format, inner: optax.GradientTransformation, state: Any, min_size: int, wanted: dict[Any, bool]
 ) -> Any:
-    """The state as it is kept from the beginning; `wanted` says of which parameters, by the words of their paths."""
+    """The initial state as it is stored; `wanted` says for which parameters, by the words of their paths."""
 
     def keep_leaf(blocks: Any, path: Any, leaf: Any) -> Any:
         if (
@@ -288,7 +290,7 @@ def _opened(as_: Format, kept: Any) -> Any:
 
 
 def _closed(as_: Format, state: Any, opened: Any, kept: Any) -> Any:
-    """A state that somebody has changed, in the form of the one that was kept; what is the same array stays kept."""
+    """A changed state in the stored form; arrays that are the same objects as in `opened` keep their stored form."""
 
     def close_leaf(leaf: Any, was: Any, before: Any) -> Any:
         return before if leaf is was else _kept_leaf(as_, leaf, before, None)
@@ -297,7 +299,7 @@ def _closed(as_: Format, state: Any, opened: Any, kept: Any) -> Any:
 
 
 def _kept(as_: Format, state: Any, before: Any, noise: jax.Array | None) -> Any:
-    """The state in the form of the one before; rounded to the nearest without noise."""
+    """The state in the stored form of the one before; rounded to the nearest if there is no noise."""
     leaves, structure = jax.tree.flatten(state)
     seeds = [None if noise is None else seed_of(noise, index) for index in range(len(leaves))]
     kept = structure.flatten_up_to(before)

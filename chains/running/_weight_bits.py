@@ -1,8 +1,8 @@
-"""The arithmetic of weights that are float32 in truth, and of 16 bits where the model sees them.
+"""The arithmetic of weights that are really float32, but have 16 bits in the model.
 
-What the model sees is the nearest 16-bit number. Everything here goes by the bits: a compiler that is free to keep more
-digits than asked for, as XLA is, may leave out a rounding there and back, and denormal numbers may count as zero. To
-`jax.grad` the functions are what they approximate: the rounded number moves with the number.
+The model sees the nearest 16-bit number. Everything here works on bits: a compiler that may keep more digits than
+requested, as XLA may, can remove a rounding there and back, and denormal numbers may count as zero. `jax.grad` sees
+what the functions approximate: the rounded number has the derivative of the number.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jax import lax
 from linkax.transforms._rounding import stochastic
 
 LOW = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-"""The dtypes that have too few digits to train in."""
+"""The dtypes with too few digits for training."""
 
 _HALF = 0x8000  # of the last bit of a bfloat16, in units of the last bit of a float32
 _NAN = 0x7FC0  # a quiet one in bfloat16
@@ -23,7 +23,7 @@ _INFINITY = 0x7F80
 
 
 def _moves_with_its_argument(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Gives a function of arrays the derivative of what it approximates: its first argument."""
+    """Gives a function of arrays the derivative of its first argument, which it approximates."""
     approximate = jax.custom_jvp(fn)
 
     @approximate.defjvp
@@ -48,7 +48,7 @@ def widen(p: jax.Array) -> jax.Array:
     bits = _bits(p).astype(jnp.uint32)
     if p.dtype == jnp.bfloat16:
         return _float32(bits << 16)
-    # float16: the same digits, with another exponent; a denormal is the difference of two numbers that are not.
+    # float16: the same digits, with another exponent; a denormal is the difference of two normal numbers.
     sign, size = (bits & _HALF) << 16, bits & 0x7FFF
     moved = (size << 13) + ((127 - 15) << 23)
     moved = jnp.where(size >= 0x7C00, moved + ((127 - 15) << 23), moved)  # infinity and NaN
@@ -57,9 +57,9 @@ def widen(p: jax.Array) -> jax.Array:
 
 
 def _low_bits(x: jax.Array) -> jax.Array:
-    """The bits of the bfloat16 nearest to a float32, the one farther from zero if two are.
+    """The bits of the bfloat16 nearest to a float32; of two equally near, the one farther from zero.
 
-    Ties to even would send 65,537 float32 numbers to every even bfloat16, one more than 16 bits can tell apart.
+    Ties to even would send 65,537 float32 numbers to every even bfloat16, one more than 16 bits can distinguish.
     """
     bits = _bits(x)
     return jnp.where(x != x, _nan_like(bits), (bits + _HALF) >> 16)
@@ -71,7 +71,7 @@ def _nan_like(bits: jax.Array) -> jax.Array:
 
 @_moves_with_its_argument
 def nearest(x: jax.Array, like: jax.Array) -> jax.Array:
-    """The number nearest to `x` that the dtype of `like` has, in float32; of two, the even one, as JAX rounds."""
+    """The number nearest to `x` in the dtype of `like`, as float32; ties go to even, as in JAX."""
     if like.dtype != jnp.bfloat16:
         return widen(x.astype(like.dtype))
     bits = _bits(x)
@@ -81,21 +81,21 @@ def nearest(x: jax.Array, like: jax.Array) -> jax.Array:
 
 @_moves_with_its_argument
 def stochastically(x: jax.Array, like: jax.Array, seed: jax.Array) -> jax.Array:
-    """One of the two numbers beside `x` that the dtype of `like` has, in float32: `x` on average over the seeds."""
+    """One of the two neighbours of `x` in the dtype of `like`, as float32: on average over the seeds, `x`."""
     return widen(stochastic(x, like.dtype, seed))
 
 
 @_moves_with_its_argument
 def nearest_splitting(x: jax.Array) -> jax.Array:
-    """The bfloat16 nearest to `x` that `split` goes with, in float32."""
+    """The bfloat16 nearest to `x`, as float32, with the ties that `joined` and `lost_beside` need."""
     return _float32(_low_bits(x) << 16)
 
 
 @_moves_with_its_argument
 def joined(p: jax.Array, lost: jax.Array) -> jax.Array:
-    """The float32 number of which a bfloat16 is the nearest, and `lost` tells what it lacks.
+    """The float32 number from its nearest bfloat16 and the difference, `lost`.
 
-    Where `p` has become another number since, it is still one which rounds to `p`; zero, infinity and NaN stay so.
+    If `p` has changed since, the result still rounds to `p`; zero, infinity and NaN stay what they are.
     """
     bits = _bits(p).astype(jnp.int32)
     size = (bits & 0x7FFF) << 16
@@ -107,7 +107,7 @@ def joined(p: jax.Array, lost: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def difference(new: jax.Array, old: jax.Array) -> jax.Array:
-    """What `new` is more than `old`; −0, the only number that leaves all others alone, where they are the same."""
+    """`new` minus `old`; where they are equal −0, the only number whose addition changes no other number."""
     return jnp.where(_bits(new) == _bits(old), jnp.float32(-0.0), new - old)
 
 
@@ -117,7 +117,7 @@ def _difference_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tupl
 
 
 def lost_beside(p: jax.Array, x: jax.Array) -> jax.Array:
-    """What a float32 number has more than the bfloat16 for it, `p` in float32, in units of its own last bit: int16."""
+    """A float32 number minus its bfloat16, `p` as float32, in units of the float32's last bit: int16."""
     offset = lax.bitcast_convert_type(_bits(x) - _bits(p), jnp.int32)
-    # Bounded as float32, which has all such offsets: a TPU's compiler makes two loops of whole numbers up to the end.
+    # Clipped in float32, which holds all such offsets: with integers all the way, a TPU's compiler makes two loops.
     return jnp.clip(offset.astype(jnp.float32), -_HALF, _HALF - 1).astype(jnp.int16)

@@ -1,6 +1,6 @@
 """Moving between PyTorch and JAX: optimizers, their states, and parameters.
 
-Nothing here imports PyTorch; what comes from it is read as it is. `export_state` makes tensors when it is given an
+Nothing here imports PyTorch; its objects are read without it. `export_state` returns tensors if it is given an
 optimizer.
 """
 

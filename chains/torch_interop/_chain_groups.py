@@ -1,4 +1,4 @@
-"""A chain's groups of parameters beside PyTorch's."""
+"""A chain's groups of parameters and PyTorch's."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -17,16 +17,16 @@ class Group(NamedTuple):
     """The chain, or one of its groups of parameters."""
 
     label: Groups
-    links: list[Link]  # one behind the other
+    links: list[Link]  # in sequence
     arrays: list[StateArray]
     live: frozenset[tuple[Link, str]]  # the arguments of links that may be set at any time
-    is_injected: bool  # whether it is inside of optax.inject_hyperparams, where every number may be
+    is_injected: bool  # whether it is inside optax.inject_hyperparams, where every number may be set
     members: list[str]  # PyTorch's names of its parameters
-    group: int | None  # PyTorch's group; none if there are several, or none of its parameters is in one
+    group: int | None  # PyTorch's group; None if there are several, or if none of its parameters is in one
 
     @property
     def has_live_rate(self) -> bool:
-        """Whether the learning rate may be among what is live."""
+        """Whether the learning rate may be live."""
         return self.is_injected or any(link.sets_sign for link, _ in self.live)
 
 
@@ -77,31 +77,31 @@ def chain_groups(
 
 
 def _is_kept(array: StateArray) -> bool:
-    """Whether PyTorch has to have something for it: a moment, or what may be one."""
+    """Whether PyTorch must have an equivalent: a moment, or what may be one."""
     if array.param is None or array.site.link.is_opaque:
         return False
     if isinstance(array.field, Moment):
-        return not array.field.if_unchanged  # half a sum of gradients, say, which a wrapper keeps
+        return not array.field.if_unchanged  # such as a wrapper's partial sum of gradients
     return isinstance(array.field, Own) and not array.site.link.slots
 
 
 def check_kept(arrays: Iterable[StateArray], problems: list[str]) -> None:
-    """Refuses what PyTorch has nothing like, and what cannot be looked into."""
+    """Rejects what has no equivalent in PyTorch, and what cannot be looked into."""
     for array in arrays:
         if array.site.link.is_opaque:
             problems.append(
-                f"{array.site.link.name} holds something that cannot be looked into, so that nobody knows what its "
-                "state means; take Optax's own combinators, or leave it out"
+                f"{array.site.link.name} holds something that cannot be looked into, so the meaning of its "
+                "state is unknown; use Optax's own combinators, or leave it out"
             )
         elif _is_kept(array) and not (isinstance(array.field, Moment) and array.field.torch):
-            problems.append(f"PyTorch keeps nothing like {array.name}")
+            problems.append(f"PyTorch has no equivalent of {array.name}")
 
 
 def check_signs(group: Group, fields: Fields, problems: list[str]) -> None:
-    """Refuses to turn a moment's sign around where nothing tells whether the chain goes up or down."""
+    """Refuses to flip a moment's sign if it is unknown whether the chain minimises or maximises."""
     for array in group.arrays:
         partner = fields.get(field_of(array))
         if partner is not None and partner.factor < 0 and sign_of(group.links) is None:
             problems.append(
-                f"{array.name} has another sign than PyTorch's {partner.key}, and nothing tells whether it must have"
+                f"{array.name} has a different sign from PyTorch's {partner.key}, and it is unknown whether it should"
             )

@@ -1,7 +1,7 @@
-"""What a PyTorch optimizer's `state_dict` has to look like, before anything is done with it.
+"""Checks of a PyTorch optimizer's `state_dict`, before anything is done with it.
 
-Such a file comes from elsewhere: another version, another program, a broken download. Everything that is wrong with it
-is listed at once, and by the parameters' names where they are known.
+Such a file comes from elsewhere: another version, another program, a broken download. All of its problems are listed at
+once, by the parameters' names if these are known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,24 +14,25 @@ from ._torch_groups import names_by_group, read_groups, shown
 class TorchFile(NamedTuple):
     """A PyTorch optimizer's `state_dict`, by the parameters' names."""
 
-    groups: list[dict[str, Any]]  # the parameters' names, and by them their keys in the state
-    hyperparams: list[Mapping[str, Any]]  # what each group has besides
-    states: dict[str, dict[str, Any]]  # by name: arrays and numbers that are in order, whatever else there was left out
-    keys: dict[str, set[str]]  # by name: what the file has, in order or not
+    groups: list[dict[str, Any]]  # from the parameters' names to their keys in the state
+    hyperparams: list[Mapping[str, Any]]  # what else each group has
+    states: dict[str, dict[str, Any]]  # by name: valid arrays and numbers; anything else is left out
+    keys: dict[str, set[str]]  # by name: what the file has, valid or not
 
     @property
     def has_begun(self) -> bool:
-        """Whether it tells anything of steps that were taken."""
+        """Whether it has state from any steps."""
         return any(self.keys.values())
 
 
 def read_file(
     where: str, state_dict: Any, order: Sequence[str] | None, problems: list[str], *, with_values: bool = True
 ) -> TorchFile:
-    """Reads a state_dict; what is wrong with its values, if they are of interest, is added to the problems.
+    """Reads a state_dict; what is wrong with its values is added to the problems, if these are needed.
 
     Raises:
-        ValueError: If it is none, or nothing says what its parameters are called. With everything else that is wrong.
+        ValueError: If it is not one, or its parameters' names are unknown. The message includes everything else that is
+            wrong.
     """
     structure: list[str] = []
     entries, groups = _read_structure(state_dict, structure)
@@ -49,7 +50,7 @@ def read_file(
     if unnamed:
         first, *rest = [*unnamed, *problems]
         raise ValueError(f"{where.partition(':')[0]}: {first}" + "".join(f"\n  {one}" for one in rest))
-    problems += [f"the state has an entry {key!r} of no group" for key in values if key not in names]
+    problems += [f"the state has an entry {key!r} that belongs to no group" for key in values if key not in names]
     return TorchFile(
         named,
         [{key: value for key, value in group.items() if key not in ("params", "param_names")} for group in groups],
@@ -62,7 +63,7 @@ def read_file(
 
 
 def _read_structure(state_dict: Any, problems: list[str]) -> tuple[dict[Any, Mapping[str, Any]], list[dict[str, Any]]]:
-    """The entries of the state, and the groups; what is not where it belongs is a problem."""
+    """The entries of the state, and the groups; misplaced items are added to the problems."""
     if not isinstance(state_dict, Mapping):
         problems.append(f"it must be a dictionary, got a {type(state_dict).__name__}")
         return {}, []
@@ -89,7 +90,7 @@ def _kind(parent: Mapping[str, Any], key: str) -> str:
 def _check_entries(
     entries: Mapping[Any, Mapping[str, Any]], names: Mapping[Any, str], problems: list[str]
 ) -> dict[Any, dict[str, Any]]:
-    """The values of the state's entries that are in order; the others are problems."""
+    """The valid values of the state's entries; the others are added to the problems."""
     found: dict[Any, dict[str, Any]] = {}
     for key, entry in entries.items():
         of = names.get(key, f"the state's entry {key!r}")

@@ -1,4 +1,4 @@
-"""The state of a chain for a PyTorch optimizer, by the parameters' names; the other way round, see `import_state`."""
+"""The state of a chain for a PyTorch optimizer, by the parameters' names; for the reverse see `import_state`."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,31 +31,32 @@ def export_state(
     layouts: Mapping[str, Layout] | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """Makes the `state_dict` with which a PyTorch optimizer goes on where a chain was.
+    """Creates the `state_dict` with which a PyTorch optimizer continues where a chain stopped.
 
     Args:
-        tx: The chain, whatever it is wrapped in. What wrappers keep for themselves stays behind, but half a step of
-            accumulated gradients is refused.
+        tx: The chain, in any wrappers. The wrappers' own state is left out, but partially accumulated gradients are an
+            error.
         params: Its parameters.
         state: Its state.
-        template: The PyTorch optimizer that is to go on, with its hyperparameters and groups; or its `state_dict`.
+        template: The PyTorch optimizer that will continue, with its hyperparameters and groups; or its `state_dict`.
         names: As for `import_state`.
         order: As for `import_state`.
         layouts: As for `import_state`.
-        steps: How many steps were taken, if the chain does not count them: RMSprop's and Adadelta's do not; PyTorch's
-            do, without making use of it.
+        steps: The number of steps taken, if the chain does not count them: the chains of RMSprop and Adadelta do not.
+            PyTorch's optimizers do, but do not use the count.
 
     Returns:
-        What `optimizer.load_state_dict` takes: of tensors if `template` is an optimizer, otherwise of NumPy arrays. The
-        hyperparameters are the template's. Moments are in PyTorch's units, whatever they were in.
+        What `optimizer.load_state_dict` takes: with tensors if `template` is an optimizer, otherwise with NumPy arrays.
+        The hyperparameters are the template's. Moments are converted to PyTorch's units.
 
     Raises:
-        ValueError: If anything does not fit: parameters that one side lacks, shapes, another optimizer, groups that do
-            not correspond, moments that PyTorch has nothing like or no one step count for, gradients of a step that has
-            not been taken yet. All of it in one message.
+        ValueError: If anything does not fit: parameters that one side lacks, shapes, a different optimizer, groups that
+            do not correspond, moments without an equivalent in PyTorch or without a common step count, gradients of a
+            step that has not been taken yet. One message lists everything.
 
     Differences:
-        PyTorch loads a state of another optimizer, or of other shapes, and fails in the next step, or does not.
+        PyTorch loads a state of another optimizer or of other shapes, and then fails in the next step, or does not even
+        fail.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,7 +122,7 @@ def export_state(
 
 
 def _half_done(arrays: Iterable[StateArray]) -> list[str]:
-    """What would be lost: gradients that a wrapper has gathered, and no optimizer has seen yet."""
+    """What would be lost: gradients that a wrapper has accumulated and no optimizer has seen yet."""
     found = dict.fromkeys(
         array.name
         for array in arrays
@@ -129,24 +130,25 @@ def _half_done(arrays: Iterable[StateArray]) -> list[str]:
     )
     return [
         f"{name} holds gradients of a step that has not been taken yet, which PyTorch's optimizer has no place for: "
-        "export when a step has just been taken"
+        "export right after a step"
         for name in found
     ]
 
 
 def _check_rates(part: Group, fields: Fields, problems: list[str]) -> None:
-    """Refuses moments behind a learning rate that may have been set to anything while they were gathered."""
+    """Rejects moments after a learning rate that may have been set to anything while they accumulated."""
     for array in part.arrays:
         if part.has_live_rate and fields.get(field_of(array)) is not None and abs(array.site.stream.factor) != 1:
             problems.append(
-                f"{array.name} stands behind a learning rate that is live: nobody knows by what it has been multiplied"
+                f"{array.name} comes after a learning rate that is live, so what it was multiplied by is unknown"
             )
 
 
 def _count(part: Group, reference: Reference | None, steps: int | None, problems: list[str]) -> tuple[int, bool]:
-    """How many steps a group has taken, and whether it has taken any."""
+    """The number of steps a group has taken, and whether it has taken any."""
     counts = [(array, field) for array in part.arrays if isinstance(field := array.field, Count)]
-    # PyTorch's step is that of the moments. A wrapper may count more than what is inside; the innermost comes first.
+    # PyTorch's step is that of the moments. A wrapper may count more steps than what is inside, so the innermost takes
+    # precedence.
     of_moments = [array for array, _ in counts if _keeps_moments(array.site.link)]
     of_links = [array for array, field in counts if field.is_needed and not array.site.link.slots]
     around = [array for array, _ in counts if len(array.clock) == max(len(one.clock) for one, _ in counts)][:1]
@@ -169,7 +171,7 @@ def _keeps_moments(link: Link) -> bool:
 
 
 def _scalars(part: Group, reference: Reference | None, count: int, problems: list[str]) -> dict[str, Any]:
-    """What PyTorch keeps besides the moments."""
+    """What PyTorch stores besides the moments."""
     keeps = reference.numbers if reference else {"step"}
     scalars: dict[str, Any] = {"step": np.asarray(count, np.float32)} if "step" in keeps else {}
     for array in part.arrays:
@@ -184,25 +186,25 @@ def _scalars(part: Group, reference: Reference | None, count: int, problems: lis
 
 
 def _check_follows(array: StateArray, count: int, problems: list[str]) -> None:
-    """Refuses a number that is not what the steps make it, because PyTorch computes it from them."""
+    """Rejects a number that does not follow from the steps, because PyTorch computes it from them."""
     wanted, value = float(after(array, count, problems)), float(array.value)
-    # A sum in float32 strays by some 1e-7 of itself in each of the steps that still change it.
+    # A sum in float32 drifts by some 1e-7 of itself in each of the steps that still change it.
     if abs(value - wanted) > 1e-3 * abs(wanted) + 1e-6:
         problems.append(
-            f"{array.name} is {value:.6g}, but {wanted:.6g} after {count} steps, which is what PyTorch goes on with: "
-            "the moments it belongs to have begun anew, or have had another decay"
+            f"{array.name} is {value:.6g}, but {wanted:.6g} after {count} steps, which is what PyTorch continues with: "
+            "its moments have restarted, or have had another decay"
         )
 
 
 def _check_kept(name: str, given: Mapping[str, Any], reference: Reference | None, problems: list[str]) -> None:
-    """What PyTorch does not check when it loads a state: which optimizer it is from."""
+    """Checks what PyTorch does not check when it loads a state: which optimizer it is from."""
     if reference and given and given.keys() != reference.keeps:
         has, needs = ", ".join(sorted(given)), ", ".join(sorted(reference.keeps)) or "nothing"
         problems.append(f"the chain keeps {has} of {name}, but this {reference.name} keeps {needs}")
 
 
 def _check_shapes(optimizer: Any, states: Mapping[str, Mapping[str, Any]], problems: list[str]) -> None:
-    """Another thing that PyTorch does not check."""
+    """Checks the shapes, which PyTorch does not check either."""
     names = iter(states)
     for group in optimizer.param_groups:
         for tensor, name in zip(group["params"], names):

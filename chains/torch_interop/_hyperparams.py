@@ -1,7 +1,7 @@
-"""Whether the hyperparameters that PyTorch's file has are those of the chain.
+"""Whether the hyperparameters in PyTorch's file are those of the chain.
 
-No table says which of a link's numbers comes from which of PyTorch's: it is found by changing PyTorch's, and looking at
-what changes in the chain that does the same.
+There is no table of which of a link's numbers comes from which of PyTorch's. Instead PyTorch's number is changed, to
+see what changes in the equivalent chain.
 """
 
 import math
@@ -19,12 +19,12 @@ from ._chain_groups import Group
 from ._reference import Reference, build, line, sign_of, size_of
 from ._spec import argument_name
 
-_OTHERWISE = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # what is compared in a way of its own
-_NO_MORE = {"initial_accumulator_value"}  # what is of no importance once the first step has been taken
+_OTHERWISE = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # compared separately
+_NO_MORE = {"initial_accumulator_value"}  # irrelevant after the first step
 
 
 class Named(NamedTuple):
-    """A link by its name, with what is abbreviated by another one in its place."""
+    """A link by its name; abbreviations are replaced by the links they stand for."""
 
     name: str  # "second.mean_square"
     link: Link
@@ -35,7 +35,7 @@ class Ours(NamedTuple):
     """The chain, or one of its groups."""
 
     group: Group
-    twins: Sequence[tuple[Link, Link]]  # a link of the reference's, and ours whose moment is made from its
+    twins: Sequence[tuple[Link, Link]]  # a link of the reference, and our link whose moment is made from its
 
     def is_live(self, link: Link, argument: str, within: tuple[Link, ...] = ()) -> bool:
         """Whether an argument of a link may be set at any time."""
@@ -45,14 +45,14 @@ class Ours(NamedTuple):
 
 
 def compare_hyperparams(ours: Ours, reference: Reference, where: str, problems: list[str], warnings: list[str]) -> None:
-    """Adds what contradicts the chain to the problems, and what may be meant to the warnings.
+    """Adds contradictions to the problems, and differences that may be intended to the warnings.
 
     Args:
         ours: The chain.
         reference: What PyTorch's group does.
-        where: What the group is called.
+        where: The group's name in messages.
         problems: Where contradictions go.
-        warnings: Where other learning rates and weight decays go.
+        warnings: Where different learning rates and weight decays go.
     """
     theirs = reference.hyperparams
     if list(ours.group.links) == list(line(reference.links)):
@@ -70,11 +70,11 @@ def compare_hyperparams(ours: Ours, reference: Reference, where: str, problems: 
 
 
 def compare_direction(links: Sequence[Link], reference: Reference, where: str, problems: list[str]) -> None:
-    """Adds to the problems that one goes up and the other down."""
+    """Adds a problem if one minimises and the other maximises."""
     up, ours_up = (sign_of(line(every)) for every in (reference.links, links))
     if "maximize" in reference.hyperparams and up is not None and ours_up is not None and up != ours_up:
-        direction = "downhill" if ours_up < 0 else "uphill"
-        problems.append(f"maximize is {reference.hyperparams['maximize']} in {where}, but the chain goes {direction}")
+        direction = "minimises" if ours_up < 0 else "maximises"
+        problems.append(f"maximize is {reference.hyperparams['maximize']} in {where}, but the chain {direction}")
 
 
 def _decaying(links: Iterable[Link]) -> dict[str, Named]:
@@ -82,19 +82,19 @@ def _decaying(links: Iterable[Link]) -> dict[str, Named]:
 
 
 def _decay_text(reference: Reference) -> str:
-    """PyTorch's weight decay, and what it is called here."""
+    """PyTorch's weight decay, and its name here."""
     names = _decaying(line(reference.links)) if reference.hyperparams["weight_decay"] else {}
     return f"{reference.hyperparams['weight_decay']}" + "".join(f" ({name})" for name in names)
 
 
 def _other_decay(ours: Ours, reference: Reference) -> str | None:
-    """The chain's weight decay, if it is another one than PyTorch's or stands elsewhere."""
+    """The chain's weight decay, if it differs from PyTorch's or is in a different place."""
     mine, theirs = _decaying(ours.group.links), _decaying(line(reference.links))
     value = reference.hyperparams["weight_decay"]
     decays = {name: one.link.hyperparams["weight_decay"] for name, one in mine.items()}
     if any(_is_unknown(decay) or ours.is_live(mine[name].link, "weight_decay") for name, decay in decays.items()):
         return None
-    # Adam's and AdamW's state_dicts of older versions do not tell which of the two they are.
+    # State_dicts of Adam and AdamW from older versions do not say which of the two they are.
     is_told = "betas" not in reference.hyperparams or "decoupled_weight_decay" in reference.hyperparams
     if value == 0:
         is_same = all(_are_same(0.0, decay) for decay in decays.values())
@@ -107,7 +107,7 @@ def _other_decay(ours: Ours, reference: Reference) -> str | None:
 
 
 def _difference(ours: Ours, reference: Reference, key: str) -> str | None:
-    """What the chain has instead of what one of PyTorch's hyperparameters makes; `None` if it has that."""
+    """What the chain has instead of what one of PyTorch's hyperparameters means; `None` if they agree."""
     theirs, mine = _named(line(reference.links)), _named(ours.group.links)
     for name, value, changed in _variants(reference.hyperparams, key):
         try:
@@ -120,8 +120,8 @@ def _difference(ours: Ours, reference: Reference, key: str) -> str | None:
         for link in sorted((other.keys() - theirs.keys()) & mine.keys()):
             return repr(mine[link].link)
         for link in sorted(theirs.keys() & other.keys()):
-            # Of several arguments that one number gives, the first is what it is; the others, such as the dampening of
-            # an average, only say in which units, and moments are converted.
+            # If one number sets several arguments, the first is the number itself. The others, such as the dampening of
+            # an average, only set the units, and moments are converted.
             argument = next(iter(_changed(theirs[link].link, other[link].link)), None)
             if argument is None:
                 continue
@@ -136,12 +136,12 @@ def _difference(ours: Ours, reference: Reference, key: str) -> str | None:
 
 
 def _agree(ours: Ours, one: Named, argument: str, wanted: Any) -> bool:
-    """Whether a link of the chain has a value, or has one that may be set while training runs."""
+    """Whether a link of the chain has a value, or one that may be set during training."""
     return ours.is_live(one.link, argument, one.within) or _are_same(wanted, one.link.hyperparams.get(argument))
 
 
 def _variants(hyperparams: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """What our factories call a hyperparameter, its value, and the same hyperparameters with another one for it."""
+    """Our factories' name for a hyperparameter, its value, and the hyperparameters with another value for it."""
     value = hyperparams[key]
     if isinstance(value, list | tuple):  # the betas
         for index, one in enumerate(value):
@@ -190,10 +190,10 @@ def _changed(link: Link, other: Link) -> list[str]:
 def _instead(
     ours: Ours, theirs: Link, own: Mapping[str, Any], inner: Mapping[str, Any] | None = None, missing: str = ""
 ) -> str | None:
-    """What the chain has in place of a link that it has not by that name, if it differs; `missing` is that name.
+    """What the chain has in place of a link it lacks by that name, if it differs; `missing` is that name.
 
-    Optax's transformations have other names. The arguments tell, where they are called alike: the hyperparameter's own
-    names, and for a link that keeps the same moment those of the argument that it is in ours.
+    Optax's transformations have other names, so they are compared by arguments of the same name: the hyperparameter's
+    own names and, for a link with the same moment, the name of our link's argument.
     """
     every = list(_named(ours.group.links).values())
     twins = [one for one in every if any(link == theirs and mine == one.link for link, mine in ours.twins)]
@@ -212,7 +212,7 @@ def _is_unknown(value: Any) -> bool:
 
 
 def _are_same(theirs: Any, ours: Any) -> bool:
-    """Whether two values are the same; what is not known yet, or changes, does not contradict anything."""
+    """Whether two values are the same; a value that is not known yet, or changes, contradicts nothing."""
     if _is_unknown(theirs) or _is_unknown(ours):
         return True
     if theirs is None or ours is None or isinstance(theirs, str | bool) or isinstance(ours, str | bool):

@@ -1,8 +1,8 @@
 """The state of a PyTorch optimizer in a chain, by the parameters' names.
 
-What the arrays of a state mean, their links say; what PyTorch's mean, the chain says that does what PyTorch's optimizer
-does. Where the two are the same quantity in other units, the arrays are converted; where they are not, or nothing says
-so, nothing is guessed.
+The links declare what the arrays of a state mean; what PyTorch's arrays mean follows from the chain that is equivalent
+to PyTorch's optimizer. If two arrays are the same quantity in different units, they are converted; if they are not, or
+that is unknown, nothing is guessed.
 """
 
 import warnings
@@ -37,42 +37,43 @@ def import_state(
     layouts: Mapping[str, Layout] | None = None,
     steps: int | None = None,
 ) -> Any:
-    """Makes the state of a chain from that of a PyTorch optimizer, so that training goes on where it was.
+    """Creates the state of a chain from that of a PyTorch optimizer, so that training continues where it stopped.
 
-    Every moment, buffer, running maximum and step count is taken over, parameter by parameter, by name. What it means
-    the links say (`Moment`, `Count` and `Gathered` in `@link(..., state=...)`), and what PyTorch's means the
-    hyperparameters in the file: where the two are the same quantity in other units, such as a momentum in front of the
-    learning rate and one behind it, it is converted, and everything else is refused.
+    Every moment, buffer, running maximum and step count is carried over, parameter by parameter, by name. The links
+    declare its meaning (`Moment`, `Count` and `Gathered` in `@link(..., state=...)`), and the hyperparameters in the
+    file determine the meaning of PyTorch's. If the two are the same quantity in different units, such as a momentum
+    before and one after the learning rate, it is converted; anything else is an error.
 
     Args:
-        tx: The chain, such as `from_torch` makes it, or any other that keeps the same things, links of one's own and
-            Optax's optimizers among them, in whatever wrappers. What these keep for themselves (accumulated gradients,
-            values that are live) begins anew.
-        params: The parameters, already those of PyTorch's model (`import_params`).
-        state_dict: What `optimizer.state_dict()` gave, with tensors or arrays; a file of it is read by
+        tx: The chain, such as one from `from_torch`, or any other with the same moments, which may contain your own
+            links and Optax's optimizers, in any wrappers. The wrappers' own state (accumulated gradients, live values)
+            starts from its initial values.
+        params: The parameters, already converted from PyTorch's model (`import_params`).
+        state_dict: The result of `optimizer.state_dict()`, with tensors or arrays; read a file of it with
             `torch.load(path, weights_only=True)`.
-        names: From the parameters' paths to their names in PyTorch: a function, or a dictionary.
-        order: The parameters' names in the order in which the optimizer got them. Only if it was not made from
-            `model.named_parameters()`, which lets PyTorch keep the names itself.
-        layouts: How to turn the elements of the parameters at some paths, or at all that match a pattern:
+        names: A function or dictionary from the parameters' paths to their names in PyTorch.
+        order: The parameters' names in the order in which the optimizer got them. Only needed if it was not made from
+            `model.named_parameters()`, with which PyTorch stores the names itself.
+        layouts: The layouts of the parameters at some paths, or at all that match a pattern:
             `{"params/*/c_attn/kernel": HF_CONV1D}`. By default, a Flax `kernel` of two or more dimensions is that of a
-            linear layer or a convolution, and everything else is as it is in PyTorch.
-        steps: How many steps PyTorch has taken, if its state does not say so: SGD's does not, and a schedule needs it.
+            linear layer or a convolution, and everything else is laid out as in PyTorch.
+        steps: The number of steps PyTorch has taken, if its state does not contain it: SGD's does not, and a schedule
+            needs it.
 
     Returns:
-        The chain's state, with memory of its own.
+        The chain's state, which shares no memory with PyTorch's.
 
     Raises:
-        ValueError: If anything does not fit, all of it in one message: a file that is broken; parameters that one side
-            lacks; shapes; a state of another optimizer; groups that do not correspond; different step counts in a
-            group, or none where something needs it; hyperparameters that contradict the chain's.
+        ValueError: If anything does not fit: a broken file; parameters that one side lacks; shapes; a state of another
+            optimizer; groups that do not correspond; different step counts in a group, or none where one is needed;
+            hyperparameters that contradict the chain's. One message lists everything.
 
     Warns:
-        UserWarning: If the file has another learning rate or weight decay than the chain; if a kernel's layout was left
-            to the default, and that of others of its kind was not; if something starts anew of which nothing is known.
+        UserWarning: If the file has a different learning rate or weight decay from the chain; if a kernel's layout was
+            left to the default while that of similar ones was not; if an array restarts because its meaning is unknown.
 
     Differences:
-        PyTorch's `load_state_dict` takes the hyperparameters from the file, and goes by the order of the parameters.
+        PyTorch's `load_state_dict` takes the hyperparameters from the file, and matches parameters by their order.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -115,7 +116,7 @@ def import_state(
             _compare(part, fields, reference, problems, notes)
         values |= _moments(part, fields, reference, found, file, steps is not None, problems)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
-        if part.members or not fields:  # that PyTorch has none of its parameters is a problem already
+        if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
             values |= counts_of(part.arrays, age, reference, part.members, file, problems)
     values |= counts_around(arrays, ages, problems)
     refuse("import_state: the state must fit the chain and the parameters", problems)
@@ -182,16 +183,16 @@ def _check_keys(
     has_steps: bool,
     problems: list[str],
 ) -> None:
-    """Whether PyTorch's state has for every parameter what the chain keeps, and nothing else."""
+    """Checks that PyTorch's state has what the chain stores for every parameter, and nothing else."""
     if any(array.site.link.is_opaque for array in part.arrays):
-        return  # nobody knows what it keeps, which is a problem already
+        return  # its state is unknown, which is a problem already
     numbers = {"step"} | {array.field.torch for array in part.arrays if isinstance(array.field, Gathered)}
     wanted = {partner.key for partner in fields.values() if partner is not None}
     needed = wanted | (numbers & reference.numbers if reference else set()) - ({"step"} if has_steps else set())
-    # What has a place, but another meaning there, is a problem already.
+    # What has a place but a different meaning there is a problem already.
     misplaced = set(reference.moments) - wanted if reference and None in fields.values() else set()
     for name in part.members:
-        if not file.keys[name]:  # PyTorch makes the state in a parameter's first step
+        if not file.keys[name]:  # PyTorch creates the state in a parameter's first step
             continue
         if missing := sorted(needed - file.keys[name]):
             problems.append(f"the state of {name} has no {', '.join(missing)}")
@@ -200,7 +201,7 @@ def _check_keys(
 
 
 def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: list[str]) -> Any:
-    """A moment of PyTorch's in our units, as an array like the one that is there, with memory of its own."""
+    """A moment of PyTorch's in our units, as an array like `like`, with its own memory."""
     dtype = np.dtype(like.dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
         problems.append(f"{what} has no place in an array of {dtype}")
@@ -210,16 +211,16 @@ def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: li
     with np.errstate(over="ignore", invalid="ignore"):
         new = value.astype(dtype)  # a copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory
     if not np.isfinite(new).all():
-        problems.append(f"{what} has numbers that {dtype} is too small for")
+        problems.append(f"{what} has numbers that do not fit into {dtype}")
     if isinstance(like, jax.Array) and like.committed:
         return jax.device_put(new, like.sharding)
     return jnp.asarray(new)
 
 
 def _restarting(arrays: Iterable[StateArray]) -> list[str]:
-    """What starts anew though training goes on, because nothing is known of it."""
+    """What restarts although training continues, because its meaning is unknown."""
     return [
-        f"{array.name} starts anew, because nothing is known of what it means (@link(..., state=...) says so)"
+        f"{array.name} restarts, because its meaning is unknown (@link(..., state=...) declares it)"
         for array in arrays
         if isinstance(array.field, Own)
         and array.field_path not in array.site.link.fields

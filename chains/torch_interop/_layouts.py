@@ -1,4 +1,4 @@
-"""How PyTorch lays out the elements of a parameter, and which parameters need to be told."""
+"""How PyTorch lays out the elements of a parameter, and which parameters need an explicit layout."""
 
 import fnmatch
 import re
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """How to turn an array of one framework into the other's: a kernel, and in the same way its moments.
+    """How to convert an array between the frameworks: a kernel, and its moments in the same way.
 
-    Ready ones are `IDENTITY`, `LINEAR`, `CONV`, `CONV_TRANSPOSE`, `CONV_TRANSPOSE_KERNEL` and `HF_CONV1D`.
+    Ready-made ones are `IDENTITY`, `LINEAR`, `CONV`, `CONV_TRANSPOSE`, `CONV_TRANSPOSE_KERNEL` and `HF_CONV1D`.
 
     Attributes:
-        to_jax: From PyTorch's NumPy array to Flax's.
+        to_jax: Converts PyTorch's NumPy array to Flax's.
         to_torch: The inverse.
 
     Example:
@@ -34,12 +34,12 @@ Layouts = Mapping[str, Layout]
 
 
 def _flipped(w: np.ndarray) -> np.ndarray:
-    """Turned around in all dimensions but the last two."""
+    """Reversed along all dimensions but the last two."""
     return np.flip(w, tuple(range(w.ndim - 2)))
 
 
 IDENTITY = Layout(lambda w: w, lambda w: w)
-"""The same elements in the same order: biases, norms, embeddings, and kernels that a module keeps as PyTorch does."""
+"""The same elements in the same order: biases, norms, embeddings, and kernels that a module stores as PyTorch does."""
 
 LINEAR = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda w: np.moveaxis(w, (-1, -2), (0, 1)))
 """`torch.nn.Linear`, (out, in), in `flax.linen.Dense`, (in, out)."""
@@ -51,7 +51,7 @@ CONV_TRANSPOSE = Layout(
     lambda w: _flipped(np.moveaxis(w, (0, 1), (-2, -1))), lambda w: np.moveaxis(_flipped(w), (-2, -1), (0, 1))
 )
 """`torch.nn.ConvTranspose1d` to `3d`, (in, out, *space), in `flax.linen.ConvTranspose`, (*space, in, out): Flax slides
-the kernel as it is, PyTorch turned around."""
+the kernel as is, PyTorch reversed."""
 
 CONV_TRANSPOSE_KERNEL = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda w: np.moveaxis(w, (-1, -2), (0, 1)))
 """`torch.nn.ConvTranspose1d` to `3d`, (in, out, *space), in `flax.linen.ConvTranspose(transpose_kernel=True)`,
@@ -71,7 +71,7 @@ _READY = {
 
 
 def default_layout(path: str, shape: tuple[int, ...]) -> Layout:
-    """The layout of a parameter of which nothing is said."""
+    """The layout of a parameter for which none is given."""
     return CONV if path.rpartition("/")[2] == "kernel" and len(shape) >= 2 else IDENTITY
 
 
@@ -86,14 +86,14 @@ def given_layout(layouts: Layouts, path: str, problems: list[str]) -> Layout | N
 
 
 def unused_layouts(layouts: Layouts, paths: Sequence[str]) -> list[str]:
-    """The paths and patterns that stand for no parameter."""
+    """The paths and patterns that match no parameter."""
     return [one for one in layouts if one not in paths and not fnmatch.filter(paths, one)]
 
 
 def fitting_layouts(theirs: tuple[int, ...], ours: tuple[int, ...]) -> list[str]:
-    """The ready layouts that turn an array of PyTorch's shape into one of ours."""
+    """The ready-made layouts that turn an array of PyTorch's shape into one of ours."""
     names = [name for name in _READY if name == "IDENTITY" or len(theirs) >= 2]
-    if len(theirs) == 2:  # without space, the others are these two
+    if len(theirs) == 2:  # without spatial dimensions, the others equal these two
         names = ["IDENTITY", "LINEAR"]
     elif "LINEAR" in names:
         names.remove("LINEAR")
@@ -101,9 +101,9 @@ def fitting_layouts(theirs: tuple[int, ...], ours: tuple[int, ...]) -> list[str]
 
 
 def untold_siblings(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Layout]) -> list[str]:
-    """A warning for kernels that were left to the default, though modules like theirs were given another layout.
+    """A warning for kernels that were left to the default although similar modules were given another layout.
 
-    Where both layouts fit, as they do for square kernels, nothing but the modules around them tells which is right.
+    If both layouts fit, as they do for square kernels, only the similar modules show which is right.
     """
     others = {path: layout for path, layout in given.items() if layout != default_layout(path, shapes[path])}
     found: dict[str, str] = {}
@@ -119,14 +119,14 @@ def untold_siblings(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, L
         return []
     told = ", ".join(dict.fromkeys(found.values()))
     return [
-        f"{', '.join(found)} went by the default layout, though {told} had to be given another one, and both fit: give "
-        "all of them theirs with the argument layouts, by a pattern such as "
+        f"{', '.join(found)} used the default layout although {told} was given another one, and both fit: give "
+        "all of them a layout with the argument layouts, by a pattern such as "
         f"{_pattern([*found, *found.values()])!r}"
     ]
 
 
 def _shape(convert: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that a conversion makes of another; it may be the user's, and refuse."""
+    """The shape after a conversion; `None` if the conversion, which may be the user's, fails."""
     try:
         return np.shape(convert(np.broadcast_to(np.zeros((), np.int8), shape)))
     except Exception:
@@ -134,7 +134,7 @@ def _shape(convert: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) 
 
 
 def _are_siblings(path: str, other: str) -> bool:
-    """Whether two parameters are the same one of modules of one kind: alike but for numbers, or of one name."""
+    """Whether two parameters play the same role in similar modules: equal except for numbers, or with the same name."""
     if path.rpartition("/")[2] != other.rpartition("/")[2]:
         return False
     return _unnumbered(path) == _unnumbered(other) or _unnumbered(_module(path)) == _unnumbered(_module(other)) != ""
@@ -150,7 +150,7 @@ def _unnumbered(text: str) -> str:
 
 
 def _pattern(paths: Sequence[str]) -> str:
-    """A pattern for modules of one name."""
+    """A pattern for modules with one name."""
     modules = {_module(path) for path in paths}
     leaf = paths[0].rpartition("/")[2]
     name = modules.pop() if len(modules) == 1 else f"{_unnumbered(modules.pop())}*"
@@ -158,7 +158,7 @@ def _pattern(paths: Sequence[str]) -> str:
 
 
 def as_layouts(layouts: Any, problems: list[str]) -> Layouts:
-    """The argument, with what is no layout left out and added to the problems."""
+    """The argument; entries that are not layouts are left out and added to the problems."""
     if layouts is None:
         return {}
     if not isinstance(layouts, Mapping):

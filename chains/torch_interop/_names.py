@@ -1,4 +1,4 @@
-"""Which PyTorch parameter a parameter is, and how PyTorch lays out its elements."""
+"""Which PyTorch parameter corresponds to a parameter, and how PyTorch lays out its elements."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ Names = Callable[[str], str] | Mapping[str, str]
 
 
 def torch_name(path: str) -> str:
-    """The name that a Flax parameter has in PyTorch, if the modules are called alike.
+    """The name of a Flax parameter in PyTorch, if the modules have the same names.
 
-    Flax's collection `params` falls away, and its `kernel`, `scale` and `embedding` are PyTorch's `weight`; `mean` and
-    `var` of the collection `batch_stats` are `running_mean` and `running_var`.
+    Flax's collection name `params` is removed, and its `kernel`, `scale` and `embedding` are PyTorch's `weight`; `mean`
+    and `var` of the collection `batch_stats` are `running_mean` and `running_var`.
 
     Args:
         path: The parameter's path, such as `"params/Dense_0/kernel"`.
@@ -70,11 +70,11 @@ class TorchParam(NamedTuple):
     is_complex: bool
 
     def to_jax(self, what: str, array: np.ndarray, problems: list[str]) -> np.ndarray | None:
-        """An array of the parameter's in JAX's layout; what does not fit is added to the problems."""
+        """An array of the parameter in JAX's layout; mismatches are added to the problems."""
         try:
             converted = self.layout.to_jax(array)
         except Exception as error:  # the layout may be the user's
-            problems.append(f"{what} has the shape {array.shape}, which its layout does not take ({error})")
+            problems.append(f"{what} has the shape {array.shape}, which its layout does not accept ({error})")
             return None
         if np.shape(converted) != self.shape:
             fitting = fitting_layouts(array.shape, self.shape)
@@ -84,12 +84,12 @@ class TorchParam(NamedTuple):
             )
             return None
         if np.iscomplexobj(converted) and not self.is_complex:
-            problems.append(f"{what} is complex, and its parameter real")
+            problems.append(f"{what} is complex, but its parameter is real")
             return None
         return converted
 
     def to_torch(self, value: Any) -> np.ndarray:
-        """An array in PyTorch's layout, with memory of its own; float32 for what PyTorch does not take from NumPy."""
+        """An array in PyTorch's layout, with its own memory; float32 for dtypes that PyTorch cannot read from NumPy."""
         array = np.asarray(value)
         return np.array(self.layout.to_torch(array.astype(np.float32) if array.dtype.kind == "V" else array), order="C")
 
@@ -97,9 +97,9 @@ class TorchParam(NamedTuple):
 def torch_params(
     params: Any, names: Names, layouts: Layouts | None, groups: Sequence[Mapping[str, Any]], problems: list[str]
 ) -> dict[tuple[str, ...], TorchParam]:
-    """PyTorch's side of all parameters that it has, by the words of their paths; what only one side has is a problem.
+    """PyTorch's counterparts of the parameters, by the words of their paths; what only one side has is a problem.
 
-    Warns of parameters whose layout was left open where that of others of their kind was not.
+    Warns of parameters whose layout was not given although that of similar ones was.
     """
     layouts = as_layouts(layouts, problems)
     group_of = {name: index for index, group in enumerate(groups) for name in group}
@@ -114,9 +114,9 @@ def torch_params(
             given[path] = layout
         name = _name_of(names, path)
         if name is None:
-            problems.append(f"names has none for {path}")
+            problems.append(f"names has no name for {path}")
         elif not isinstance(name, str):
-            problems.append(f"names must have a text for {path}, got {name!r}")
+            problems.append(f"names must have a string for {path}, got {name!r}")
         elif name in seen:
             problems.append(f"{path} and {seen[name]} are both called {name}")
         else:
@@ -125,8 +125,10 @@ def torch_params(
                 layout = layout or default_layout(path, shapes[path])
                 is_complex = np.iscomplexobj(leaf)
                 found[words(keys)] = TorchParam(path, name, group_of[name], layout, shapes[path], is_complex)
-    problems += [f"layouts has one for {one}, which is no parameter" for one in unused_layouts(layouts, list(shapes))]
-    problems += [f"PyTorch has {name}, and no parameter is called so" for name in group_of if name not in seen]
+    problems += [
+        f"layouts has one for {one}, which is not a parameter" for one in unused_layouts(layouts, list(shapes))
+    ]
+    problems += [f"PyTorch has {name}, but no parameter has that name" for name in group_of if name not in seen]
     for warning in untold_siblings(shapes, given) if not problems else ():
         warnings.warn(warning, stacklevel=3)
     return found
@@ -142,15 +144,15 @@ def refuse(what: str, problems: Sequence[str]) -> None:
 def torch_labels(
     param_groups: Sequence[Mapping[str, Any]], *, names: Names = torch_name, order: Sequence[str] | None = None
 ) -> Callable[[str, Any], str]:
-    """The labels for `from_torch` and `chains.param_groups`: which of PyTorch's groups each parameter belongs to.
+    """The labels for `from_torch` and `chains.param_groups`: the PyTorch group that each parameter belongs to.
 
     Args:
-        param_groups: Those of a `state_dict`.
+        param_groups: The `param_groups` of a `state_dict`.
         names: As for `import_state`.
         order: As for `import_state`.
 
     Returns:
-        A function from a parameter's path, and the parameter, to the number of its group as text.
+        A function from a parameter's path, and the parameter, to the index of its group as a string.
 
     Raises:
         ValueError: If the groups do not name their parameters, and neither does `order`.
@@ -186,15 +188,15 @@ def import_params(
     names: Names = torch_name,
     layouts: Mapping[str, Layout] | None = None,
 ) -> Any:
-    """Takes the values of a PyTorch model's `state_dict` into a tree of parameters.
+    """Copies the values of a PyTorch model's `state_dict` into a tree of parameters.
 
-    The float32 master weights that a PyTorch optimizer has beside a model of 16 bits go into a float32 tree in the same
+    The float32 master weights that a PyTorch optimizer keeps next to a 16-bit model go into a float32 tree in the same
     way; `linkax.chains.with_full_weights` sets them, and `full_weights` reads them for `export_params`.
 
     Args:
-        params: The tree, of the right shapes and dtypes, such as a Flax module's `init` gives.
-        state_dict: What `model.state_dict()` gave, with tensors or arrays. Statistics of batch normalisation may be
-            there without a counterpart in the tree.
+        params: A tree with the right shapes and dtypes, such as the result of a Flax module's `init`.
+        state_dict: The result of `model.state_dict()`, with tensors or arrays. Batch normalisation statistics need no
+            counterpart in the tree.
         names: As for `import_state`.
         layouts: As for `import_state`.
 
@@ -202,7 +204,8 @@ def import_params(
         A tree like `params` with PyTorch's values.
 
     Raises:
-        ValueError: If a parameter has no counterpart on the other side, or another shape. All of them in one message.
+        ValueError: If a parameter has no counterpart on the other side, or a different shape. One message lists all of
+            them.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -261,5 +264,5 @@ def export_params(
     paths = [path_text(keys) for keys, _ in leaves]
     own = {_name_of(names, path): None for path in paths}
     found = torch_params(params, names, layouts, [{name: None for name in own if name is not None}], problems)
-    refuse("export_params: every parameter must have a name of its own", problems)
+    refuse("export_params: every parameter must have a unique name", problems)
     return {found[words(keys)].name: found[words(keys)].to_torch(leaf) for keys, leaf in leaves}

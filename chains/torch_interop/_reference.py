@@ -1,4 +1,4 @@
-"""PyTorch's own optimizer, as the chain that does the same: what the arrays of its state mean, and in which units."""
+"""PyTorch's own optimizer as the equivalent chain: what the arrays of its state mean, and in which units."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,33 +15,33 @@ from ._spec import class_of, from_torch, is_early, is_known, kept_keys, known_hy
 
 
 class Reference(NamedTuple):
-    """What PyTorch's optimizer is, in our words."""
+    """What PyTorch's optimizer is, in our terms."""
 
     name: str  # its class's
     links: tuple[Link, ...]
     hyperparams: Mapping[str, Any]
-    moments: Mapping[str, StateArray]  # what it keeps of a parameter, by PyTorch's names
-    numbers: frozenset[str]  # what else it keeps: the step, NAdam's product
-    is_early: bool  # whether its state is there before the first step
+    moments: Mapping[str, StateArray]  # what it stores for a parameter, by PyTorch's names
+    numbers: frozenset[str]  # what else it stores: the step, NAdam's product
+    is_early: bool  # whether its state exists before the first step
     counts: bool  # whether its updates depend on the step
 
     @property
     def keeps(self) -> set[str]:
-        """All that it keeps of every parameter."""
+        """Everything it stores for each parameter."""
         return {*self.moments, *self.numbers}
 
 
 def reference_of(
     where: str, group: Mapping[str, Any], problems: list[str], name: str | None = None
 ) -> Reference | None:
-    """The reference for one of PyTorch's groups; `None` if its class, by name or by what it has, is none of ours."""
+    """The reference for one of PyTorch's groups; `None` if its class, by name or hyperparameters, is not supported."""
     name = class_of(group) if name is None or not is_known(name) else name
     if name is None:
         return None
     try:
         hyperparams = known_hyperparams(name, group)
         tx = build(name, hyperparams)
-    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's own for a tensor of several numbers
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: PyTorch's, for a tensor of several numbers
         problems.append(f"{where} must have hyperparameters of {name}: {str(error).removeprefix('from_torch: ')}")
         return None
     dummy = {"w": jnp.zeros(1)}
@@ -65,19 +65,19 @@ def build(name: str, hyperparams: Mapping[str, Any]) -> Any:
 
 
 class Partner(NamedTuple):
-    """What PyTorch has for an array of ours."""
+    """PyTorch's equivalent of one of our arrays."""
 
     key: str
-    factor: float  # what PyTorch's is multiplied by
-    is_known: bool  # whether the reference says so, not only the name
+    factor: float  # the factor from PyTorch's to ours
+    is_known: bool  # whether it is known from the reference and not only from the name
 
 
 Fields = Mapping[tuple[Groups, str, tuple[Any, ...]], Partner | None]
-"""PyTorch's partners of the fields of a state; `None` for those that cannot be made from PyTorch's."""
+"""PyTorch's equivalents of the fields of a state; `None` for those that cannot be made from PyTorch's."""
 
 
 def field_of(array: StateArray) -> tuple[Groups, str, tuple[Any, ...]]:
-    """What tells the field that an array belongs to from all others in the state."""
+    """What identifies the field of an array in the state."""
     return array.site.groups, array.site.name, array.field_path
 
 
@@ -89,14 +89,14 @@ def partners(
     *,
     is_export: bool = False,
 ) -> Fields:
-    """PyTorch's partners of the moments of one group, by their meaning, or only by their names if nothing says more.
+    """PyTorch's equivalents of the moments of one group, by their meaning, or by their names if nothing more is known.
 
     Args:
         arrays: The group's arrays.
         reference: What PyTorch's optimizer is, if that is known.
         has: What PyTorch's state has.
-        problems: Where it is said why something cannot be made from PyTorch's.
-        is_export: Whether there has to be one name, because it is the one to write.
+        problems: Where the reasons go why something cannot be made from PyTorch's.
+        is_export: Whether a name is required, because it will be written.
     """
     found: dict[tuple[Groups, str, tuple[Any, ...]], Partner | None] = {}
     taken: set[str] = set()
@@ -122,14 +122,14 @@ def partners(
             elif free:
                 partner = Partner(free[0], 1.0, False)
             else:
-                problems.append(f"PyTorch keeps nothing like {array.name}, or only once")
+                problems.append(f"PyTorch has no equivalent of {array.name}, or only one")
         found[field_of(array)] = partner
         taken |= {partner.key} if partner else set()
     return found
 
 
 def _factor(array: StateArray, theirs: StateArray) -> tuple[float | None, str]:
-    """What PyTorch's array is multiplied by to be ours, in whichever slot: PyTorch's name says which of them it is."""
+    """The factor from PyTorch's array to ours, in whichever slot: PyTorch's name says which slot it is."""
     assert isinstance(array.field, Moment)
     assert isinstance(theirs.field, Moment)
     field = dataclasses.replace(array.field, slot=theirs.field.slot)
@@ -139,20 +139,20 @@ def _factor(array: StateArray, theirs: StateArray) -> tuple[float | None, str]:
 
 
 def after(array: StateArray, steps: int, problems: list[str]) -> Any:
-    """A count, or a number that follows from it, after so many steps."""
+    """A count, or a number that follows from it, after this many steps."""
     if isinstance(array.field, Count):
         return jnp.asarray(steps, array.value.dtype)
     assert isinstance(array.field, Gathered)
     try:
         value = array.field.after(steps, **array.site.link.hyperparams)
     except Exception as error:  # the link may be the user's
-        problems.append(f"{array.name} cannot be told after {steps} steps ({error})")
+        problems.append(f"{array.name} cannot be computed after {steps} steps ({error})")
         return array.value
     return jnp.asarray(value, array.value.dtype)
 
 
 def line(links: Iterable[Link], groups: Groups = ()) -> Iterator[Link]:
-    """The links that the parameters of a group go through, one behind the other, whatever they are wrapped in."""
+    """The links that the parameters of a group go through, in sequence, whatever they are wrapped in."""
     for link in links:
         wrapped = [slot for slot in link.slots.values() if slot.kind in ("around", "label")]
         if any(slot.kind == "group" for slot in link.slots.values()):
@@ -166,7 +166,7 @@ def line(links: Iterable[Link], groups: Groups = ()) -> Iterator[Link]:
 
 
 def sign_of(links: Iterable[Link]) -> int | None:
-    """Whether an optimizer goes down, −1, or up, 1; `None` if that cannot be told."""
+    """Whether an optimizer minimises, −1, or maximises, 1; `None` if that is unknown."""
     sign = 1
     for link in links:
         out = link.out(Stream())
@@ -180,6 +180,6 @@ def sign_of(links: Iterable[Link]) -> int | None:
 
 
 def size_of(links: Iterable[Link]) -> tuple[float, Any]:
-    """How large the steps are: a known factor, and what nobody knows."""
+    """The size of the steps: a known factor, and unknown ones."""
     out = through(tuple(links), Stream())
     return abs(out.factor), out.unknown

@@ -17,13 +17,13 @@ from ..running._param_groups import param_groups
 
 
 class _Kind(NamedTuple):
-    """A named optimizer, and what PyTorch's has."""
+    """A named optimizer, and what PyTorch's optimizer has."""
 
     factory: Callable[..., Chain]
     arguments: str
-    marks: str  # those of the arguments that no other optimizer has together
-    keeps: str  # what there may be in its state, for every parameter
-    is_early: bool = False  # whether its state is there before the first step
+    marks: str  # the arguments that together identify the optimizer
+    keeps: str  # what its state may contain for each parameter
+    is_early: bool = False  # whether its state exists before the first step
 
 
 _COMMON = "lr weight_decay maximize "
@@ -56,24 +56,24 @@ _SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"
 
 
 def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequence[Rate] | None = None) -> Chain:
-    """Builds the chain that does what a PyTorch optimizer does.
+    """Builds the chain that is equivalent to a PyTorch optimizer.
 
     Args:
         optimizer: A `torch.optim` optimizer, or a pair of its class's name and its hyperparameters: a dictionary, or
-            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW and NAdam are known, with
-            all their arguments; what is left out has PyTorch's defaults. How PyTorch computes (`foreach`, `fused`,
-            `capturable`, `differentiable`) makes no difference here.
-        labels: If there are several groups: which of them each parameter belongs to, as `param_groups` takes it; the
-            groups are called `"0"`, `"1"`, and so on. `torch_labels` makes it from PyTorch's names.
-        learning_rate: A learning rate to take instead of `lr`, a number or a schedule, or one for each group. What a
-            `torch.optim.lr_scheduler` does is no part of the optimizer, so it has to be given here.
+            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW and NAdam are supported
+            with all their arguments; missing ones have PyTorch's defaults. Implementation options (`foreach`, `fused`,
+            `capturable`, `differentiable`) are ignored.
+        labels: If there are several groups, which of them each parameter belongs to, as for `param_groups`; the groups
+            are called `"0"`, `"1"`, and so on. `torch_labels` creates the labels from PyTorch's names.
+        learning_rate: A learning rate to use instead of `lr`, a number or a schedule, or one for each group. A
+            `torch.optim.lr_scheduler` is not part of the optimizer, so its schedule must be given here.
 
     Returns:
-        A chain, with several groups one of `param_groups`.
+        A chain; for several groups, one made by `param_groups`.
 
     Raises:
-        ValueError: If the optimizer or a hyperparameter is unknown or out of its range, if a scheduler has left its
-            mark and no `learning_rate` is given, or if there are several groups and no `labels`.
+        ValueError: If the optimizer or a hyperparameter is unknown or outside its range, if a scheduler has left its
+            arguments in a group and no `learning_rate` is given, or if there are several groups and no `labels`.
         TypeError: If `optimizer` is neither an optimizer nor such a pair.
 
     Example:
@@ -97,7 +97,7 @@ def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequ
     if len(chains) > 1:
         raise ValueError(
             f"from_torch: labels must say which of the {len(chains)} groups each parameter belongs to, got None; "
-            "torch_labels makes them"
+            "torch_labels creates them"
         )
     return chains[0]
 
@@ -118,7 +118,7 @@ def _spec(optimizer: Any) -> tuple[str, list[Mapping[str, Any]]]:
 
 def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> Chain:
     """The chain of one group."""
-    if name in ("Adam", "AdamW"):  # PyTorch's AdamW is an Adam that has this set
+    if name in ("Adam", "AdamW"):  # PyTorch's AdamW is an Adam with this set
         name = "AdamW" if group.get("decoupled_weight_decay", name == "AdamW") else "Adam"
     kind = _KINDS[name]
     known = {*kind.arguments.split(), *_IMPLEMENTATION, *_BOOKKEEPING}
@@ -128,8 +128,8 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
         known |= _SCHEDULERS
     if left := sorted(_SCHEDULERS & group.keys() - known):
         raise ValueError(
-            f"from_torch: {', '.join(left)} is what a learning-rate scheduler leaves behind; give the schedule, or the "
-            f"present lr ({group.get('lr')}), as learning_rate"
+            f"from_torch: {', '.join(left)} is what a learning-rate scheduler leaves behind; pass the schedule, or the "
+            f"current lr ({group.get('lr')}), as learning_rate"
         )
     if unknown := sorted(group.keys() - known):
         raise ValueError(
@@ -148,19 +148,19 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
 
 
 def argument_name(key: str) -> str:
-    """What our factories call a hyperparameter of PyTorch's."""
+    """Our factories' name for a hyperparameter of PyTorch's."""
     return _RENAMED.get(key, key)
 
 
 def _plain(value: Any) -> Any:
-    """A number as Python's; PyTorch takes tensors too."""
+    """A number as a Python number; PyTorch takes tensors too."""
     return value.item() if hasattr(value, "item") else value
 
 
 def class_of(group: Mapping[str, Any]) -> str | None:
-    """The optimizer that a group's hyperparameters belong to; PyTorch keeps all of them, and their names tell it.
+    """The optimizer that a group's hyperparameters belong to, identified by their names: PyTorch stores all of them.
 
-    Hyperparameters that no optimizer here has, such as a library's `lr_scale`, are taken for bookkeeping.
+    Hyperparameters that no optimizer here has, such as a library's `lr_scale`, count as bookkeeping.
     """
     of_any = {key for kind in _KINDS.values() for key in kind.arguments.split()}
     for name, kind in _KINDS.items():
@@ -171,7 +171,7 @@ def class_of(group: Mapping[str, Any]) -> str | None:
 
 
 def known_hyperparams(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a group's hyperparameters that say what the optimizer of that name does."""
+    """The hyperparameters of a group that affect the optimizer of that name."""
     known = {*_KINDS[name].arguments.split(), "decoupled_weight_decay"}
     if name not in ("Adam", "AdamW", "NAdam"):
         known.remove("decoupled_weight_decay")
@@ -184,10 +184,10 @@ def is_known(name: str) -> bool:
 
 
 def kept_keys(name: str) -> list[str]:
-    """What PyTorch's optimizer of that name may keep for every parameter."""
+    """What PyTorch's optimizer of that name may store for each parameter."""
     return _KINDS[name].keeps.split()
 
 
 def is_early(name: str) -> bool:
-    """Whether PyTorch's optimizer of that name keeps it before the first step."""
+    """Whether PyTorch's optimizer of that name creates its state before the first step."""
     return _KINDS[name].is_early

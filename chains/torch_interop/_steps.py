@@ -1,4 +1,4 @@
-"""How many steps PyTorch has taken, and what in a chain counts them or follows from them."""
+"""How many steps PyTorch has taken, and what in a chain counts them or depends on them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from ._tensors import as_number
 
 
 class Age(NamedTuple):
-    """How far PyTorch has come with a group."""
+    """How many steps PyTorch has taken with a group."""
 
-    steps: int | None  # that it has taken, if anything says so
+    steps: int | None  # `None` if unknown
     has_begun: bool
 
 
@@ -29,25 +29,25 @@ def age_of(
     steps: int | None,
     problems: list[str],
 ) -> Age:
-    """How many steps PyTorch has taken with a group, if its state or the caller says so."""
+    """The number of steps PyTorch has taken with a group, if its state or the caller says so."""
     begun = [name for name in part.members if file.keys[name]]
     told = _common("step", begun, file, problems)
     keeps = reference.keeps if reference else {partner.key for partner in fields.values() if partner is not None}
     if told is None and not begun and keeps and ("step" in keeps or not file.has_begun):
-        told = 0  # PyTorch makes the state in the first step
+        told = 0  # PyTorch creates the state in the first step
     if told is not None and steps is not None and told != steps and (begun or not file.has_begun):
         problems.append(f"steps is {steps}, but PyTorch has taken {told:g}")
     return Age(steps if told is None else int(told), bool(begun))
 
 
 def _common(key: str, names: list[str], file: TorchFile, problems: list[str]) -> float | None:
-    """The number that all parameters of a group have in common, or `None` if they have none."""
+    """The number that all parameters of a group share, or `None` if they have none."""
     given = {name: file.states[name][key] for name in names if key in file.states[name]}
     every = {name: as_number(f"{key} of {name}", value, problems) for name, value in given.items()}
     numbers = {name: number for name, number in every.items() if number is not None}
     if len(set(numbers.values())) > 1:
         each = ", ".join(f"{name}: {number:g}" for name, number in numbers.items())
-        problems.append(f"the parameters of a group must have the same {key}, a chain has one for all of them ({each})")
+        problems.append(f"the parameters of a group must have the same {key}, as a chain has only one ({each})")
     return next(iter(numbers.values()), None)
 
 
@@ -63,7 +63,7 @@ def counts_of(
     values: dict[Any, Any] = {}
     missing: list[str] = []
     begun = [name for name in members if file.keys[name]]
-    # Where PyTorch's optimizer counts no steps, what the same link counts makes no difference.
+    # If PyTorch's optimizer counts no steps, the count of the same link makes no difference.
     needless = {array.site.link for array in arrays if reference and _does_without(array.site.link, reference)}
     for array in arrays:
         if isinstance(array.field, Gathered) and array.field.torch:
@@ -81,7 +81,7 @@ def counts_of(
             missing.append(array.name)
     is_told = (
         reference is not None and bool(begun) and "step" in reference.numbers
-    )  # where it is not, that is a problem
+    )  # if it is not in the file, that is a problem already
     if missing and not is_told:
         whose = reference.name if reference else "optimizer"
         problems.append(f"steps must be given: PyTorch's {whose} does not count them, and {', '.join(missing)} does")
@@ -93,7 +93,7 @@ def _does_without(link: Link, reference: Reference) -> bool:
 
 
 def counts_around(arrays: Iterable[StateArray], ages: Mapping[Groups, Age], problems: list[str]) -> dict[Any, Any]:
-    """The counts of what stands around groups, and counts with them."""
+    """The counts of links around groups, which follow the groups' counts."""
     values: dict[Any, Any] = {}
     for array in arrays:
         groups = array.site.groups

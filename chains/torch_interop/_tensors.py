@@ -1,4 +1,4 @@
-"""Reading tensors that come from somebody else's file: what is no array of numbers is a problem, not a crash."""
+"""Reading tensors from somebody else's file: anything that is not an array of numbers is a problem, not a crash."""
 
 import sys
 from typing import Any
@@ -11,14 +11,14 @@ LAST_STEP = int(np.iinfo(np.int32).max)
 
 
 def as_numpy(what: str, value: Any, problems: list[str]) -> np.ndarray | None:
-    """A tensor or array as NumPy's, maybe in the same memory; `None`, with a problem more, if it is none of numbers."""
+    """A tensor or array as a NumPy array, possibly in the same memory; `None`, with a problem added, if not numeric."""
     if hasattr(value, "detach"):
         if (kind := _unreadable(value)) is not None:
             problems.append(f"{what} must be an ordinary tensor of numbers, got {kind}")
             return None
         try:
             value = _for_numpy(value.detach().cpu().resolve_conj().resolve_neg()).numpy()
-        except Exception as error:  # a tensor of a kind that is not known here
+        except Exception as error:  # an unknown kind of tensor
             problems.append(f"{what} must be an ordinary tensor of numbers, got one that cannot be read ({error})")
             return None
     try:
@@ -35,7 +35,7 @@ def as_numpy(what: str, value: Any, problems: list[str]) -> np.ndarray | None:
 
 
 def _unreadable(tensor: Any) -> str | None:
-    """What keeps a PyTorch tensor from being an array of numbers."""
+    """Why a PyTorch tensor is not an array of numbers."""
     if getattr(tensor, "is_meta", False):
         return "one on the device meta, which has no values"
     if getattr(tensor, "is_quantized", False):
@@ -45,7 +45,7 @@ def _unreadable(tensor: Any) -> str | None:
 
 
 def _for_numpy(tensor: Any) -> Any:
-    """The tensor in a dtype that NumPy has."""
+    """The tensor in a dtype that NumPy supports."""
     dtype = str(tensor.dtype)
     if dtype == "torch.bfloat16" or dtype.startswith("torch.float8"):
         return tensor.float()
@@ -58,7 +58,7 @@ def _shown(value: Any) -> str:
 
 
 def as_moment(what: str, value: Any, problems: list[str]) -> np.ndarray | None:
-    """An array of finite real or complex numbers; `None`, with a problem more, if it is none."""
+    """An array of finite real or complex numbers; `None`, with a problem added, if it is not one."""
     array = as_numpy(what, value, problems)
     if array is None:
         return None
@@ -96,19 +96,19 @@ def as_number(what: str, value: Any, problems: list[str]) -> float | None:
 
 
 def as_steps(what: str, value: Any, problems: list[str]) -> int | None:
-    """A number of steps; `None`, with a problem more, if it is none that a chain can count."""
+    """A number of steps; `None`, with a problem added, if a chain cannot count it."""
     number = as_number(what, value, problems)
     if number is None:
         return None
     if number < 0 or number > LAST_STEP or number != int(number):
-        problems.append(f"{what} must be a whole number of steps from 0 to {LAST_STEP}, got {number:.12g}")
+        problems.append(f"{what} must be an integer number of steps from 0 to {LAST_STEP}, got {number:.12g}")
         return None
     return int(number)
 
 
 def checked_steps(steps: Any, problems: list[str]) -> int | None:
-    """The argument, if it is a whole number."""
+    """The argument, if it is an integer."""
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        problems.append(f"steps must be a whole number, got {steps!r}")
+        problems.append(f"steps must be an integer, got {steps!r}")
         return None
     return as_steps("steps", steps, problems)

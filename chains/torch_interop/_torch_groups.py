@@ -1,4 +1,4 @@
-"""PyTorch's groups of parameters: which of their parameters is called what."""
+"""PyTorch's groups of parameters, and the names of their parameters."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -7,16 +7,16 @@ _ORDER = (
     "order must list the parameters' names in the optimizer's order, because the optimizer was not made from named "
     "parameters; build it from the same lists that the optimizer was given, group after group, such as "
     "[name for group in groups for name, _ in group] with groups of model.named_parameters(), or make the optimizer "
-    "from named parameters, which it then keeps the names of: torch.optim.AdamW(model.named_parameters())"
+    "from named parameters, whose names it then stores: torch.optim.AdamW(model.named_parameters())"
 )
 
 
 def names_by_group(
     groups: Sequence[Mapping[str, Any]], order: Sequence[str] | None, problems: list[str]
 ) -> list[dict[str, Any]]:
-    """For every PyTorch group, its parameters' names, and by them their keys in the state.
+    """For every PyTorch group, a dictionary from its parameters' names to their keys in the state.
 
-    Where neither the groups nor `order` name the parameters, that is added to the problems, and nothing is returned.
+    If neither the groups nor `order` name the parameters, that is added to the problems, and the result is empty.
     """
     count, before = sum(len(group["params"]) for group in groups), len(problems)
     given = None
@@ -40,7 +40,7 @@ def names_by_group(
             ]
             seen |= dict.fromkeys(own, index)
         if given is not None and len(problems) == before and given != list(seen):
-            problems.append(f"order must be that of the names that the optimizer keeps, {list(seen)}, got {given}")
+            problems.append(f"order must be that of the names that the optimizer stores, {list(seen)}, got {given}")
         if len(problems) > before:
             return []
         return [dict(zip(group["param_names"], group["params"])) for group in groups]
@@ -52,7 +52,7 @@ def names_by_group(
 
 
 def read_groups(param_groups: Any, problems: list[str]) -> list[dict[str, Any]]:
-    """The groups of parameters; what is none is a problem."""
+    """The groups of parameters; anything else is added to the problems."""
     if not isinstance(param_groups, list | tuple):
         problems.append(f"'param_groups' must be a list of groups, got {shown(param_groups)}")
         return []
@@ -65,7 +65,7 @@ def read_groups(param_groups: Any, problems: list[str]) -> list[dict[str, Any]]:
         params = group.get("params")
         if not isinstance(params, list | tuple) or not all(isinstance(key, Hashable) for key in params):
             got = shown(params) if "params" in group else "none"
-            problems.append(f"group {index} must have a list of the parameters' numbers as 'params', got {got}")
+            problems.append(f"group {index} must have a list of the parameters' indices as 'params', got {got}")
             continue
         for key in params:
             if key in keys:
@@ -76,7 +76,7 @@ def read_groups(param_groups: Any, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def shown(value: Any) -> str:
-    """What stands there, in a few words."""
+    """A value, in a few words."""
     if isinstance(value, Mapping):
         return f"a dictionary of {', '.join(map(repr, value)) or 'nothing'}"
     return repr(value) if len(repr(value)) <= 200 else f"a {type(value).__name__}"

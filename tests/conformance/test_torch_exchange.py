@@ -222,9 +222,9 @@ def test_layouts_and_names_of_ones_own():
     with pytest.raises(ValueError, match="exp_avg of attention.in_proj has the shape") as error:
         import_state(tx, params, optimizer.state_dict(), names=hooks["names"])
     assert "instead of (4, 2, 3)" in str(error.value)
-    with pytest.raises(ValueError, match="names has none for params/query/kernel"):
+    with pytest.raises(ValueError, match="names has no name for params/query/kernel"):
         import_state(tx, params, optimizer.state_dict(), names={})
-    with pytest.raises(ValueError, match="layouts has one for params/key/kernel, which is no parameter"):
+    with pytest.raises(ValueError, match="layouts has one for params/key/kernel, which is not a parameter"):
         import_state(tx, params, optimizer.state_dict(), names=hooks["names"], layouts={"params/key/kernel": heads})
 
 
@@ -254,7 +254,7 @@ def test_everything_that_does_not_fit_is_listed_at_once():
     with pytest.raises(ValueError, match="import_state: the state must fit") as error:
         import_state(adam(amsgrad=True), params, state_dict)
     text = str(error.value)
-    assert "PyTorch has conv.bias, and no parameter is called so" in text
+    assert "PyTorch has conv.bias, but no parameter has that name" in text
     assert "exp_avg of fc.weight has the shape (5, 4), in JAX (4, 5), instead of (3, 5)" in text
     assert "the state of conv.weight has no max_exp_avg_sq" in text
     assert "PyTorch's optimizer has no parameter for first.scale_by_momentum.mu params/new/bias" in text or (
@@ -270,7 +270,7 @@ def test_another_optimizers_state_is_refused():
     for tx in (sgd(0.1), sgd(0.1, momentum=0.9), adam(amsgrad=True), adam().drop("first.scale_by_momentum")):
         with pytest.raises(ValueError, match="import_state: the state must fit"):
             import_state(tx, walk.params(), optimizer.state_dict())
-    with pytest.raises(ValueError, match="PyTorch keeps nothing like scale_by_amsgrad.nu_max"):
+    with pytest.raises(ValueError, match="PyTorch has no equivalent of scale_by_amsgrad.nu_max"):
         import_state(optax.amsgrad(1e-3), walk.params(), optimizer.state_dict())
 
 
@@ -350,7 +350,7 @@ def test_wrong_dictionaries_are_refused():
     with pytest.raises(ValueError, match="export_state: template must be an optimizer's state_dict"):
         export_state(adam(), params, adam().init(params), {})
     as_json = {**state_dict, "state": {str(key): value for key, value in state_dict["state"].items()}}
-    with pytest.raises(ValueError, match="the state has an entry '0' of no group"):
+    with pytest.raises(ValueError, match="the state has an entry '0' that belongs to no group"):
         import_state(adam(), params, as_json)
     groups = [{**state_dict["param_groups"][0], "param_names": ["fc.weight"]}]
     with pytest.raises(ValueError, match="import_state: param_names must name each of the 6 parameters"):
@@ -370,5 +370,5 @@ def test_batch_normalisation_and_half_precision():
     np.testing.assert_array_equal(params["batch_stats"]["bn"]["mean"], 0.5 * np.ones(3))
     exported = {name: torch.from_numpy(value) for name, value in export_params(params).items()}
     model.load_state_dict(exported, strict=False)
-    with pytest.raises(ValueError, match="bn.weight is complex, and its parameter real"):
+    with pytest.raises(ValueError, match="bn.weight is complex, but its parameter is real"):
         import_params(tree, {"bn.weight": torch.ones(3, dtype=torch.complex128), "bn.bias": torch.ones(3)})

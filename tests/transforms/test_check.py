@@ -181,7 +181,7 @@ WRONG_SCHEDULES = {
     "a factory with several arguments": (
         optax.cosine_decay_schedule,
         TypeError,
-        "got cosine_decay_schedule, which takes init_value, decay_steps, alpha, exponent, and not the step count "
+        "got cosine_decay_schedule, which takes init_value, decay_steps, alpha, exponent instead of the step count "
         r"alone; call it: cosine_decay_schedule\(...\)$",
     ),
     "a factory with one": (
@@ -191,7 +191,7 @@ WRONG_SCHEDULES = {
     ),
     "a class": (Decay, TypeError, r"got Decay, which returns a function and not a number; call it: Decay\(...\)$"),
     "an optimizer": (optax.sgd, TypeError, "got sgd, which returns GradientTransformationExtraArgs"),
-    "no arguments": (lambda: 0.1, TypeError, "got <lambda>, which takes nothing, and not the step count alone$"),
+    "no arguments": (lambda: 0.1, TypeError, "got <lambda>, which takes nothing instead of the step count alone$"),
     "an array": (lambda count: jnp.full(2, 0.1), ValueError, r"which returns an array of shape \(2,\)$"),
     "a tuple": (lambda count: (0.1,), TypeError, r"which returns \(0.1,\)$"),
     "nothing": (lambda count: None, TypeError, "which returns None$"),
@@ -201,8 +201,8 @@ WRONG_SCHEDULES = {
     "a complex number": (lambda count: 1j, TypeError, "which returns 1j$"),
     "a complex array": (lambda count: 1j * count, TypeError, "which returns an array of dtype complex64$"),
     "an error": (lambda count: 1 / 0, ValueError, "which fails at step 0: ZeroDivisionError: division by zero$"),
-    "a negative number": (lambda count: -0.1, ValueError, "which begins with -0.1$"),
-    "not a number": (lambda count: math.nan, ValueError, "which begins with nan$"),
+    "a negative number": (lambda count: -0.1, ValueError, "which starts at -0.1$"),
+    "not a number": (lambda count: math.nan, ValueError, "which starts at nan$"),
 }
 
 
@@ -228,9 +228,9 @@ def test_wrong_schedules_are_refused_when_a_link_is_built(case, inside_jit):
 
 
 def test_a_first_value_is_checked_where_it_is_known_without_computing_it():
-    with pytest.raises(ValueError, match="adam: b1 must be .* or a schedule, got .*, which begins with 1.0$"):
+    with pytest.raises(ValueError, match="adam: b1 must be .* or a schedule, got .*, which starts at 1.0$"):
         linkax.chains.adam(b1=optax.constant_schedule(1.0))
-    with pytest.raises(ValueError, match="adam: b1 must be .* or a schedule, got .*, which begins with 2.0$"):
+    with pytest.raises(ValueError, match="adam: b1 must be .* or a schedule, got .*, which starts at 2.0$"):
         linkax.chains.adam(b1=lambda count: 2.0 if count < 3 else 0.5)
     counts = []
     linkax.chains.adam(lambda count: (counts.append(count), -1.0 * count)[1], b1=optax.linear_schedule(-1.0, 0.5, 9))

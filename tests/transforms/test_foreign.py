@@ -81,7 +81,7 @@ def test_a_combinator_is_built_anew_around_something_else(name):
     assert new.name == name
     assert new.slots[slot].links == (scale_by_momentum(0.5),)
     assert seen.with_slots({slot: INNER}).with_slots({slot: scale_by_momentum(0.5)}) == new
-    with pytest.raises(ValueError, match=f"Link.with_slots: changes must be of {', '.join(seen.slots)}, got other"):
+    with pytest.raises(ValueError, match=f"Link.with_slots: changes must be for {', '.join(seen.slots)}, got other"):
         seen.with_slots({"other": INNER})
 
 

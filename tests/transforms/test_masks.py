@@ -89,14 +89,14 @@ MISFITS = {
         {"dense": True, "norm": {"scale": True}, "attention": True, "temperature": True},
         "nothing for norm/bias",
     ),
-    "a key more": ({**matrices_only(PARAMS), "head": True}, "something for head, where no parameter is"),
+    "a key more": ({**matrices_only(PARAMS), "head": True}, "something for head, where there is no parameter"),
     "another key": (
         {**matrices_only(PARAMS), "norm": {"scale": True, "offset": False}},
-        "nothing for norm/bias and something for norm/offset, where no parameter is",
+        "nothing for norm/bias and something for norm/offset, where there is no parameter",
     ),
     "deeper": (
         {**matrices_only(PARAMS), "temperature": {"x": True}},
-        "nothing for temperature and something for temperature/x, where no parameter is",
+        "nothing for temperature and something for temperature/x, where there is no parameter",
     ),
     "nothing": (
         {},
@@ -120,7 +120,7 @@ MISFITS = {
 )
 def test_a_mask_of_another_structure_is_refused_by_init(build, mask, got):
     tx = build(mask)
-    message = "^(add_l2_to_grad|decoupled_weight_decay): mask must say of every parameter whether it is to decay"
+    message = "^(add_l2_to_grad|decoupled_weight_decay): mask must say for every parameter whether it should decay"
     for init in (tx.init, jax.jit(tx.init)):
         with pytest.raises(ValueError, match=f"{message}, got {got}"):
             init(PARAMS)

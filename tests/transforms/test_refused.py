@@ -51,12 +51,12 @@ REFUSED = {
         TypeError,
         "floating-point .* got dense/bias of dtype int32; leave it",
     ),
-    "a whole number": (gradient(scale=1), TypeError, "floating-point .* got scale of dtype int32"),
+    "an integer": (gradient(scale=1), TypeError, "floating-point .* got scale of dtype int32"),
     "boolean": (gradient(scale=jnp.ones((), bool)), TypeError, "floating-point .* got scale of dtype bool"),
     "float0": (
         gradient(dense__bias=np.zeros(3, jax.dtypes.float0)),
         TypeError,
-        r"floating-point .* got dense/bias of dtype float0 \(the gradient of whole numbers\)",
+        r"floating-point .* got dense/bias of dtype float0 \(the gradient of integers\)",
     ),
     "a key": (gradient(scale=jax.random.key(0)), TypeError, "floating-point .* got scale of dtype key"),
     "a leaf less": (
@@ -64,11 +64,11 @@ REFUSED = {
         ValueError,
         "in a tree like that of the parameters, got nothing for scale",
     ),
-    "a leaf more": ({**PARAMS, "more": jnp.ones(2)}, ValueError, "got more, where no parameter is$"),
+    "a leaf more": ({**PARAMS, "more": jnp.ones(2)}, ValueError, "got more, where there is no parameter$"),
     "a node for a leaf": (
         {**PARAMS, "scale": {"x": jnp.ones(())}},
         ValueError,
-        "got scale/x, where no .* nothing for scale",
+        "got scale/x, where there is no .* nothing for scale",
     ),
     "a leaf for a node": ({**PARAMS, "dense": jnp.ones(3)}, ValueError, "got dense, .* for dense/bias, dense/kernel"),
     "another node": (
@@ -130,7 +130,7 @@ def test_parameters_that_nobody_can_step(tx):
 def test_rows_by_a_link_alone():
     tx, table = scale_by_learning_rate(0.1), jnp.ones((4, 2))
     rows = row_gradient(table, jnp.array([1]), jnp.ones((1, 2)))
-    with pytest.raises(TypeError, match=re.escape("must be of all rows, got t of a few; linkax.chains.chain around")):
+    with pytest.raises(TypeError, match=re.escape("must cover all rows, got t with only a few; wrap the link in")):
         tx.update({"t": rows}, tx.init({"t": table}), {"t": table})
     updates, _ = chain(tx).update({"t": rows}, chain(tx).init({"t": table}), {"t": table})
     np.testing.assert_array_equal(updates["t"].todense()[1], np.float32([-0.1, -0.1]))
@@ -170,7 +170,7 @@ def test_what_fits_is_taken_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in REFUSED if name not in ("whole", "a whole number", "boolean", "float0", "a key")]
+    "name", [name for name in REFUSED if name not in ("whole", "an integer", "boolean", "float0", "a key")]
 )
 def test_by_apply_updates(name):
     bad, error, message = REFUSED[name]

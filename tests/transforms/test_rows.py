@@ -39,7 +39,7 @@ def test_row_gradient_is_the_tables():
 def test_row_gradient_refuses_other_shapes():
     with pytest.raises(ValueError, match=r"row_gradient: gradient must have the shape of table\[ids\], got \(2, 2\)"):
         row_gradient(TABLE, IDS, jnp.ones((2, 2)))
-    with pytest.raises(TypeError, match="row_gradient: ids must be whole numbers, got an array of dtype float32"):
+    with pytest.raises(TypeError, match="row_gradient: ids must be integers, got an array of dtype float32"):
         row_gradient(TABLE, jnp.ones(2), jnp.ones((2, 2)))
 
 
@@ -150,7 +150,7 @@ def test_groups_find_rows_without_parameters_and_only_by_themselves():
         updates, _ = tx.update(grads, tx.init(params))
         assert isinstance(updates["table"], BCOO)
     front = chain(negate_grad(), tx)
-    with pytest.raises(TypeError, match="param_groups takes row-sparse gradients only without links beside it"):
+    with pytest.raises(TypeError, match="param_groups takes row-sparse gradients only without links next to it"):
         front.update(grads, front.init(params), params)
 
 

@@ -174,7 +174,7 @@ def test_chains_never_change():
         (lambda tx: tx.add(optax.clip(1.0)), "before or after must be given for clip"),
         (lambda tx: tx.add(running_max(), after="first", before="second"), "got both 'second' and 'first'"),
         (lambda tx: chain(*tx.links, optax.clip(1.0)).add(scale_by_inverse_time_decay(0.1)), None),
-        (lambda tx: chain(optax.adam(0.1)).add(decoupled_weight_decay(0.1)), "place of a link behind it is unknown"),
+        (lambda tx: chain(optax.adam(0.1)).add(decoupled_weight_decay(0.1)), "place of a link after it is unknown"),
         (lambda tx: tx.add(scale_by_learning_rate(0.1)), "one learning rate is allowed"),
     ],
 )
@@ -190,11 +190,11 @@ def test_a_change_that_cannot_be_made_is_explained(change, message):
     ("build", "message"),
     [
         (lambda: chain(decoupled_weight_decay(0.1), adam()), "to decay the weights before the moments, use add_l2_to"),
-        (lambda: chain(adam(), add_l2_to_grad(0.1)), "to decay the weights behind the moments, use decoupled_weight_d"),
+        (lambda: chain(adam(), add_l2_to_grad(0.1)), "to decay the weights after the moments, use decoupled_weight_d"),
         (lambda: chain(adam(), decoupled_weight_decay(0.1)), "decoupled_weight_decay(multiplied_by='nothing')"),
         (
             lambda: chain(decoupled_weight_decay(0.1, multiplied_by="nothing"), scale_by_learning_rate(0.1)),
-            "got scale_by_learning_rate (learning rate) behind decoupled_weight_decay (update)",
+            "got scale_by_learning_rate (learning rate) after decoupled_weight_decay (update)",
         ),
         (lambda: chain(mean_square(0.9), scale_by_learning_rate(0.1)), "use scale_by_rms, scale_by_rss or"),
         (lambda: chain(adam(), sgd()), "one learning rate is allowed"),

@@ -43,7 +43,7 @@ def test_a_ratio_inside_a_ratio():
 
 def test_an_empty_moment_says_so():
     tx = adam().drop("scale_by_momentum").drop("first.bias_correction")
-    assert "first: what comes in" in repr(tx)
+    assert "first: the input" in repr(tx)
 
 
 def test_html_is_whole_and_escaped():

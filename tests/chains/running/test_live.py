@@ -243,17 +243,17 @@ def test_what_a_user_calls_a_number_is_its_knob():
 @pytest.mark.parametrize(
     ("tx", "names", "message"),
     [
-        (adam(), ["decay"], "'decay' must be the name of one hyperparameter of the chain; 4 are called so: first"),
+        (adam(), ["decay"], "'decay' must be the name of one hyperparameter of the chain; 4 have this name: first"),
         (adam(), ["lr"], "'lr' must be the name of one hyperparameter of the chain; there are b1, b2, moment_ra"),
         (adam(), ["lr"], "; did you mean learning_rate\\?$"),
         (adam(), ["betas"], "; did you mean b1 and b2\\?$"),
-        (adam(), ["dampening"], "first.scale_by_momentum.dampening is part of 'b1', which moves first.scale_by_mom"),
-        (adam(), ["second.decay"], "2 are called so: second.mean_square.decay, second.bias_correction.decay"),
-        (adam(), ["mean_square.decay"], "is part of 'b2', which moves .* together; its full name moves it alone"),
+        (adam(), ["dampening"], "first.scale_by_momentum.dampening is part of 'b1', which sets first.scale_by_mom"),
+        (adam(), ["second.decay"], "2 have this name: second.mean_square.decay, second.bias_correction.decay"),
+        (adam(), ["mean_square.decay"], "is part of 'b2', which sets .* together; its full name sets it alone"),
         (adam(), ["b1", "first.bias_correction.decay"], "must be of different hyperparameters, got 'b1' and 'first.b"),
-        (GROUPS, ["learning_rate"], "2 are called so: head.scale_by_learning_rate.learning_rate, body.scale_by_lear"),
-        (chain(scale_by_momentum(0.9), scale_by_momentum(0.5)), ["momentum"], "2 are called so: momentum \\(of scale"),
-        (chain(scale_by_rms(0.9), scale_by_past_rms(0.9, 1.0)), ["decay"], "2 are called so: decay \\(of scale_by"),
+        (GROUPS, ["learning_rate"], "2 have this name: head.scale_by_learning_rate.learning_rate, body.scale_by_lear"),
+        (chain(scale_by_momentum(0.9), scale_by_momentum(0.5)), ["momentum"], "2 have this name: momentum \\(of scale"),
+        (chain(scale_by_rms(0.9), scale_by_past_rms(0.9, 1.0)), ["decay"], "2 have this name: decay \\(of scale_by"),
         (chain(scale_by_momentum(0.9)), [], "'learning_rate' must be the name of one .* there are momentum, scale_by_"),
         (adagrad(), ["initial_accumulator_value"], "there are scale_by_rss.eps, scale_by_learning_rate.learning_rate$"),
         (optax.adam(0.1), [], "'learning_rate' must be the name of one hyperparameter of the chain; there are none$"),
@@ -265,8 +265,8 @@ def test_what_a_user_calls_a_number_is_its_knob():
         (
             optax.inject_hyperparams(adamw)(0.1),
             [],
-            "'learning_rate' must be a number that can be changed: what optax.inject_hyperparams holds is built anew "
-            "in every step, .*; change the factory it was given, or use linkax.chains.live around a chain",
+            "'learning_rate' must be a number that can be changed: what optax.inject_hyperparams holds is rebuilt at "
+            "every step, .*; change the factory that was passed to it, or wrap a chain in linkax.chains.live",
         ),
         (live(adam()), [], "names must be given, because the chain's learning rates are live already, got none"),
         (live(adam()), ["learning_rate"], "'learning_rate' must not be live already, got a live\\(...\\) inside the"),
@@ -291,9 +291,7 @@ def test_wrong_values_and_names_are_refused():
         tx.set_hyperparams(state, eps=1.0)
     with pytest.raises(TypeError, match="chain: an argument must be a link, a chain or an Optax transformation"):
         live(adam)
-    with pytest.raises(
-        TypeError, match=r"live: names must be strings, each an argument of its own, got \['b1', 'b2'\]"
-    ):
+    with pytest.raises(TypeError, match=r"live: names must be strings, each a separate argument, got \['b1', 'b2'\]"):
         live(adam(), ["b1", "b2"])  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match=r"Live: 'names' cannot be set, .*; tx.set_hyperparams\(state, ...\) make"):
         tx.names = ()
@@ -309,7 +307,7 @@ def test_a_schedule_is_no_value():
 
 def test_a_state_of_another_optimizer_is_named():
     tx = live(adam())
-    with pytest.raises(ValueError, match=r"Live.update: state must be .*linkax.chains.migrate makes the state"):
+    with pytest.raises(ValueError, match=r"Live.update: state must be .*linkax.chains.migrate converts the state"):
         tx.update(GRADS, adam().init(PARAMS), PARAMS)
 
 
@@ -427,7 +425,7 @@ def test_no_steps_are_asked_for_that_the_chain_does_not_count():
     params, state = walk(tx, tx.init(PARAMS), PARAMS)
     there = migrate(tx, state, live(tx, "decay"), params)
     assert there.created == ["live.count", "live.hyperparams.decay"]
-    assert there.notes == ["live.count counts from 0: the old state does not tell the steps (steps=… does)"]
+    assert there.notes == ["live.count counts from 0, because the old state does not count the steps; pass steps=…"]
     back = migrate(live(tx, "decay"), there.state, tx, params)
     chex.assert_trees_all_equal(back.state, state)
 

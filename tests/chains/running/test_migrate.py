@@ -90,7 +90,9 @@ def test_adam_becomes_nadam_with_the_weight_that_its_average_has(momentum_decay)
 def test_links_of_different_slots_are_not_taken_for_each_other():
     old, new = sgd(0.1, momentum=0.9), adam(1e-3)
     params, state = walk(old, old.init(PARAMS))
-    with pytest.raises(ValueError, match=r"(?s)migrate: .* a moment in common, or restart=True .* average of gradient"):
+    with pytest.raises(
+        ValueError, match=r"(?s)migrate: .* a moment in common, or pass restart=True .* average of gradient"
+    ):
         migrate(old, state, new, params)
     migration = migrate(old, state, new, params, restart=True)
     assert migration.kept == []

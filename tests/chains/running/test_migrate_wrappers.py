@@ -181,9 +181,7 @@ def test_a_buffer_behind_a_schedule_starts_anew_and_says_so():
     migration = migrate(inside, state, sgd(SCHEDULE, momentum=0.9), params)
     assert migration.converted == []
     assert not any(" " in name for name in migration.kept)
-    assert any(
-        "scale_by_momentum.mu starts anew: a factor that changes from step to step" in n for n in migration.notes
-    )
+    assert any("scale_by_momentum.mu restarts: a factor that changes from step to step" in n for n in migration.notes)
     chex.assert_trees_all_equal(migrate(inside, state, inside, params).state, state)
 
 
@@ -207,7 +205,9 @@ def test_pytorchs_dampening_whose_first_step_is_not_dampened_has_no_factor():
     _, state = walk(old, old.init(params), params)
     migration = migrate(old, state, sgd(SCHEDULE, momentum=0.9, weight_decay=0.1), params, restart=True)
     assert migration.converted == []
-    assert any("weighted with has changed" in note for note in migrate(old, state, new, params, restart=True).notes)
+    assert any(
+        "the weight of a new value has changed" in note for note in migrate(old, state, new, params, restart=True).notes
+    )
 
 
 def test_averages_of_another_memory_keep_their_size():
@@ -241,12 +241,14 @@ def test_one_number_serves_for_steps_that_nothing_counts():
     params = some_params()
     old, new = rmsprop(1e-2), rmsprop(SCHEDULE)
     params, state = walk(old, old.init(params), params)
-    with pytest.raises(ValueError, match=r"migrate: steps must say .* scale_by_learning_rate.count must go on .* None"):
+    with pytest.raises(
+        ValueError, match=r"migrate: steps must say .* scale_by_learning_rate.count must continue .* None"
+    ):
         migrate(old, state, new, params)
     assert int(migrate(old, state, new, params, steps=6).state[-1].count) == 6
-    with pytest.raises(ValueError, match="migrate: steps must be a whole number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="migrate: steps must be an integer of at least 0, got -1"):
         migrate(old, state, new, params, steps=-1)
-    with pytest.raises(ValueError, match="migrate: steps must be what the old state counts, 6 in the old state, got 7"):
+    with pytest.raises(ValueError, match="migrate: steps must equal the old state's count, 6 in the old state, got 7"):
         migrate(adam(), walk(adam(), adam().init(params), params)[1], new, params, steps=7)
 
 
@@ -292,7 +294,7 @@ def test_nothing_in_common_is_an_error():
     for old, new in ((adagrad(), adam()), (adam(), sgd(0.1, momentum=0.9)), (sgd(0.1, momentum=0.9), adagrad())):
         params, state = walk(old, old.init(params), params)
         with pytest.raises(
-            ValueError, match=r"migrate: old_tx and new_tx must have a moment in common, or restart=True"
+            ValueError, match=r"migrate: old_tx and new_tx must have a moment in common, or pass restart=True"
         ):
             migrate(old, state, new, params)
         chex.assert_trees_all_equal(migrate(old, state, new, params, restart=True).state, new.init(params))
@@ -437,9 +439,7 @@ def test_a_dampening_that_is_live_may_have_been_anything():
     params = some_params()
     _, state = walk(old, old.set_hyperparams(old.init(params), dampening=0.0), params)
     new = chain(scale_by_momentum(0.9), scale_by_learning_rate(0.1))
-    with pytest.raises(
-        ValueError, match="what a new value is weighted with has changed, and not by a factor that is known"
-    ):
+    with pytest.raises(ValueError, match="the weight of a new value has changed by an unknown factor"):
         migrate(old, state, new, params)
     # What is not live is known.
     migration = migrate(live(new), live(new).init(params), live(old.chain), params)

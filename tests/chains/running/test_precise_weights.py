@@ -412,14 +412,14 @@ def test_what_cannot_be_done_is_refused():
         tx.init({"k": w.astype(jnp.float8_e4m3fn)})
     with pytest.raises(ValueError, match="precise_weights: by must be 'master_copy' or .*got 'bits'"):
         precise_weights(sgd(0.1), by="bits")
-    with pytest.raises(ValueError, match="precise_weights: seed must be a whole number from 0 to .*got -1"):
+    with pytest.raises(ValueError, match="precise_weights: seed must be an integer from 0 to .*got -1"):
         precise_weights(sgd(0.1), seed=-1)
     with pytest.raises(TypeError, match="precise_weights: tx must be"):
         precise_weights(sgd)
     with pytest.raises(TypeError, match="float32_weights cannot take row-sparse gradients"):
         tx.update(row_gradient(w, jnp.array([1]), jnp.ones((1, 2), jnp.bfloat16)), tx.init(w), w)
     for behind in (optax.scale(0.5), decoupled_weight_decay(0.1)):
-        with pytest.raises(ValueError, match="float32_weights must be the last link.*behind it"):
+        with pytest.raises(ValueError, match="float32_weights must be the last link.*after it"):
             chain(tx, behind)
     assert chain(tx, optax.identity()).links[0].name == "float32_weights"
 
@@ -698,7 +698,7 @@ def test_weights_that_do_not_fit_are_refused():
     tx, params = precise_weights(sgd(1e-3)), some_params()
     with pytest.raises(ValueError, match="with_full_weights: weights must have the shape of its parameter"):
         with_full_weights(tx, tx.init(params), params, {**params, "w": jnp.ones(2)})
-    with pytest.raises(ValueError, match="with_full_weights: weights must stand in a tree like"):
+    with pytest.raises(ValueError, match="with_full_weights: weights must be in a tree like"):
         with_full_weights(tx, tx.init(params), params, {"v": params["w"]})
 
 

@@ -173,7 +173,7 @@ def test_what_is_subtracted_from_each_other_is_not_rounded():
     assert len(kept_leaves(state)) == 1
     assert "stored" not in repr(rmsprop(centered=True, state="int8"))
     for inner in (variance(0.9), optax.scale_by_stddev()):
-        with pytest.raises(ValueError, match="^stored: inner must hold a link that says which"):
+        with pytest.raises(ValueError, match="^stored: inner must hold a link that declares"):
             stored(inner, "int8").init(some_params())
 
 
@@ -313,7 +313,7 @@ def test_a_users_own_link():
     def unsaid() -> optax.GradientTransformation:
         return optax.trace(0.9)
 
-    with pytest.raises(ValueError, match="^stored: inner must hold a link that says which of its state are moments"):
+    with pytest.raises(ValueError, match="^stored: inner must hold a link that declares moments"):
         stored(unsaid(), "int8").init(some_params())
     for inner in (optax.trace(0.9), optax.scale_by_adam(), optax.adam(1e-3)):
         assert kept_leaves(stored(inner, "int8").init(some_params()))
@@ -491,9 +491,9 @@ def test_swept():
 REFUSED = [
     ({"as_": "int7"}, "stored: as_ must be 'bfloat16' or"),
     ({"as_": "int8", "rounding": "up"}, "stored: rounding must be 'stochastic' or 'nearest', got 'up'"),
-    ({"as_": "int8", "min_size": -1}, "stored: min_size must be a whole number of at least 0, got -1"),
-    ({"as_": "int8", "min_size": 1.5}, "stored: min_size must be a whole number of at least 0, got 1.5"),
-    ({"as_": "int8", "seed": 2**32}, "stored: seed must be a whole number from 0 to 4294967295, got 4294967296"),
+    ({"as_": "int8", "min_size": -1}, "stored: min_size must be an integer of at least 0, got -1"),
+    ({"as_": "int8", "min_size": 1.5}, "stored: min_size must be an integer of at least 0, got 1.5"),
+    ({"as_": "int8", "seed": 2**32}, "stored: seed must be an integer from 0 to 4294967295, got 4294967296"),
 ]
 
 
@@ -510,7 +510,7 @@ def test_refused_elsewhere():
         adamw(state="int7")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="^param_groups: state must be 'bfloat16' or"):
         param_groups({"a": adamw()}, "a", state="int7")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^stored: inner must not hold another link that keeps"):
+    with pytest.raises(ValueError, match="^stored: inner must not hold another link that stores"):
         stored(adamw(state="int8"), "int4")
     for tx in (adadelta(), optax.adadelta(1.0)):  # on a noisy quadratic, max |w| was 4e10 after 2,000 steps, not 4
         with pytest.raises(ValueError, match="^stored: as_ must be 'bfloat16', 'float8' or 'int8' around Adadelta"):

@@ -47,9 +47,9 @@ def problems_of(file, tx=TX, **options):
         ({"state": {}, "param_groups": None}, "'param_groups' must be a list of groups, got None"),
         ({"state": {}, "param_groups": {"lr": 1}}, "'param_groups' must be a list of groups, got a dictionary of 'lr'"),
         ({"state": {}, "param_groups": [1]}, "'param_groups' must hold dictionaries, got 1 for group 0"),
-        ({"state": {}, "param_groups": [{"lr": 1}]}, "group 0 must have a list of the parameters' numbers"),
-        ({"state": {}, "param_groups": [{"params": 3}]}, "group 0 must have a list of the parameters' numbers"),
-        ({"state": {}, "param_groups": [{"params": [[0]]}]}, "group 0 must have a list of the parameters' numbers"),
+        ({"state": {}, "param_groups": [{"lr": 1}]}, "group 0 must have a list of the parameters' indices"),
+        ({"state": {}, "param_groups": [{"params": 3}]}, "group 0 must have a list of the parameters' indices"),
+        ({"state": {}, "param_groups": [{"params": [[0]]}]}, "group 0 must have a list of the parameters' indices"),
         (
             {"state": {}, "param_groups": [{"params": [0]}, {"params": [1, 0]}]},
             "groups 0 and 1 both have the parameter 0",
@@ -74,7 +74,7 @@ def test_everything_that_is_wrong_with_the_dictionary_is_listed_with_its_values(
     text = problems_of(file)
     assert "must have a dictionary of names and tensors for 1" in text
     assert "group 1 must have a list" in text
-    assert "step of the state's entry 0 must be a whole number of steps" in text
+    assert "step of the state's entry 0 must be an integer number of steps" in text
 
 
 # Names.
@@ -128,7 +128,7 @@ def test_an_order_that_is_not_the_files():
     file = torch_file("AdamW")
     names = file["param_groups"][0]["param_names"]
     import_state(TX, params(), file, order=tuple(names))
-    assert "order must be that of the names that the optimizer keeps" in problems_of(file, order=names[::-1])
+    assert "order must be that of the names that the optimizer stores" in problems_of(file, order=names[::-1])
 
 
 # Steps.
@@ -137,12 +137,12 @@ def test_an_order_that_is_not_the_files():
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        (-1, "must be a whole number of steps from 0 to 2147483647, got -1"),
-        (2.5, "must be a whole number of steps from 0 to 2147483647, got 2.5"),
+        (-1, "must be an integer number of steps from 0 to 2147483647, got -1"),
+        (2.5, "must be an integer number of steps from 0 to 2147483647, got 2.5"),
         (np.nan, "must be a finite number, got nan"),
         (np.inf, "must be a finite number, got inf"),
         (np.float32(-np.inf), "must be a finite number, got -inf"),
-        (2**31, "must be a whole number of steps from 0 to 2147483647, got 2147483648"),
+        (2**31, "must be an integer number of steps from 0 to 2147483647, got 2147483648"),
         (10**40, "step of fc.weight must be"),
         ("seven", "must be a number, got 'seven'"),
         ("7", "must be a number, got '7'"),
@@ -172,9 +172,9 @@ def test_steps_in_any_form_that_is_clear(step):
 @pytest.mark.parametrize("steps", [-1, 2.0, 2**31, "7", True, np.nan, [7]])
 def test_the_argument_steps_is_checked_with_everything_else(steps):
     text = problems_of(broken(lambda file: file["state"][0].pop("exp_avg")), steps=steps)
-    assert "steps must be a whole number" in text
+    assert "steps must be an integer" in text
     assert "the state of fc.weight has no exp_avg" in text
-    with pytest.raises(ValueError, match="steps must be a whole number"):
+    with pytest.raises(ValueError, match="steps must be an integer"):
         export_state(TX, params(), TX.init(params()), torch_file("AdamW"), steps=steps)
 
 
@@ -219,10 +219,10 @@ def test_a_product_of_momenta_that_is_none():
         ({}, "must be an array of numbers"),
         ("moment", "must be a number, got 'moment'"),
         (np.array([[1, 2], [3, np.nan], [5, np.inf]]), "must be finite, got 2 of 6 that are infinite or NaN"),
-        (np.ones((3, 2), complex), "is complex, and its parameter real"),
+        (np.ones((3, 2), complex), "is complex, but its parameter is real"),
         (np.ones((2, 3)), "has the shape (2, 3)"),
         (np.ones(()), "has the shape ()"),
-        (np.full((3, 2), 1e300), "has numbers that float32 is too small for"),
+        (np.full((3, 2), 1e300), "has numbers that do not fit into float32"),
         (-np.ones((3, 2)), "must not be negative, because it is the mean square of gradient"),
     ],
 )
@@ -322,14 +322,14 @@ def test_every_problem_is_in_one_error_and_nothing_is_half_loaded():
     before = copy.deepcopy(file)
     text = problems_of(file, steps="many", layouts={"params/nowhere": 1})
     for problem in (
-        "steps must be a whole number, got 'many'",
-        "step of fc.weight must be a whole number of steps",
+        "steps must be an integer, got 'many'",
+        "step of fc.weight must be an integer number of steps",
         "exp_avg of fc.weight must be finite, got 6 of 6",
         "exp_avg_sq of fc.bias must not be negative",
         "the state of fc.bias has extra, for which the chain has no place",
         "the state of norm.weight has no exp_avg_sq",
         "exp_avg of norm.weight has the shape (4,)",
-        "the state has an entry 9 of no group",
+        "the state has an entry 9 that belongs to no group",
         "betas is (0.5, 0.99) in PyTorch's group 0, but the chain has decay=0.9 in first",
         "amsgrad is True in PyTorch's group 0, but the chain has no second.running_max",
         "layouts must have a Layout for 'params/nowhere', got 1",

@@ -141,7 +141,7 @@ def test_a_path_comes_before_a_pattern_and_patterns_must_not_disagree():
 def test_a_pattern_or_path_that_stands_for_no_parameter_is_refused():
     params = tree(a__kernel=(3, 3))
     for one in ("params/b/kernel", "params/*/c_attn/kernel"):
-        with pytest.raises(ValueError, match="layouts has one for .*, which is no parameter"):
+        with pytest.raises(ValueError, match="layouts has one for .*, which is not a parameter"):
             import_params(params, weights(params), layouts={one: IDENTITY})
 
 
@@ -186,7 +186,7 @@ def test_square_kernels_left_to_the_default_beside_others_of_their_name_are_warn
     params = gpt2(square=False)
     layouts = {"*/c_attn/kernel": HF_CONV1D, "*/mlp/c_proj/kernel": HF_CONV1D}
     theirs = weights(params, {"*/c_*/kernel": HF_CONV1D})
-    with pytest.warns(UserWarning, match="params/h_0/attn/c_proj/kernel went by the default layout") as caught:
+    with pytest.warns(UserWarning, match="params/h_0/attn/c_proj/kernel used the default layout") as caught:
         import_params(params, theirs, layouts=layouts)
     text = str(caught[0].message)
     assert "params/h_0/mlp/c_proj/kernel" in text
@@ -200,7 +200,7 @@ def test_square_kernels_of_numbered_modules_are_warned_of_in_states_too():
     buffers = {0: {"momentum_buffer": np.ones((4, 4))}, 1: {"momentum_buffer": np.ones((4, 8))}}
     names = ["h_0.proj_0.weight", "h_1.proj_1.weight"]
     state_dict = {"state": buffers, "param_groups": [{"params": [0, 1], "param_names": names}]}
-    with pytest.warns(UserWarning, match="params/h_0/proj_0/kernel went by the default") as caught:
+    with pytest.warns(UserWarning, match="params/h_0/proj_0/kernel used the default") as caught:
         import_state(sgd(0.1, momentum=0.9), params, state_dict, layouts=layouts)
     assert "'*/proj*/kernel'" in str(caught[0].message)
 
@@ -223,5 +223,5 @@ def test_no_warning_where_nothing_is_left_open(layouts):
 def test_a_layout_of_ones_own_that_fails_is_a_problem_and_no_crash():
     params = tree(a__kernel=(3, 4))
     broken = Layout(lambda w: w.reshape(5, 5), lambda w: w)
-    with pytest.raises(ValueError, match=r"a.weight has the shape \(4, 3\), which its layout does not take"):
+    with pytest.raises(ValueError, match=r"a.weight has the shape \(4, 3\), which its layout does not accept"):
         import_params(params, {"a.weight": np.ones((4, 3))}, layouts={"params/a/kernel": broken})
