@@ -49,7 +49,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
-from linkax import chains
+import linkax
 from linkax.chains.running._precise_weights import By
 
 # At four bits per element these exceed the 128 MiB of fast memory of a TPU v5e. The compiler would otherwise copy whole
@@ -116,9 +116,9 @@ class Case(NamedTuple):
 def _states(format: str, rereads: float) -> dict[str, Case]:
     """The named optimizers that have state, with the state stored in a format."""
     makers: dict[str, Callable[..., Any]] = {
-        "sgd_momentum": lambda **given: chains.sgd(1e-3, momentum=0.9, **given),
-        "adamw": lambda **given: chains.adamw(1e-3, **given),
-        "nadam": lambda **given: chains.nadam(1e-3, **given),
+        "sgd_momentum": lambda **given: linkax.sgd(1e-3, momentum=0.9, **given),
+        "adamw": lambda **given: linkax.adamw(1e-3, **given),
+        "nadam": lambda **given: linkax.nadam(1e-3, **given),
     }
     moments = {"sgd_momentum": 1, "adamw": 2, "nadam": 2}
     return {
@@ -130,20 +130,20 @@ def _states(format: str, rereads: float) -> dict[str, Case]:
 
 
 CASES = {
-    "sgd_momentum": Case(lambda: chains.sgd(1e-3, momentum=0.9), lambda: optax.sgd(1e-3, 0.9)),
-    "adagrad": Case(lambda: chains.adagrad(1e-3), lambda: optax.adagrad(1e-3)),
-    "rmsprop": Case(lambda: chains.rmsprop(1e-3), lambda: optax.rmsprop(1e-3, eps_in_sqrt=False)),
-    "adadelta": Case(lambda: chains.adadelta(1.0), lambda: optax.adadelta(1.0)),
-    "adam": Case(lambda: chains.adam(1e-3), lambda: optax.adam(1e-3)),
-    "adamw": Case(lambda: chains.adamw(1e-3), lambda: optax.adamw(1e-3)),
-    "nadam": Case(lambda: chains.nadam(1e-3), lambda: optax.nadam(1e-3)),
+    "sgd_momentum": Case(lambda: linkax.sgd(1e-3, momentum=0.9), lambda: optax.sgd(1e-3, 0.9)),
+    "adagrad": Case(lambda: linkax.adagrad(1e-3), lambda: optax.adagrad(1e-3)),
+    "rmsprop": Case(lambda: linkax.rmsprop(1e-3), lambda: optax.rmsprop(1e-3, eps_in_sqrt=False)),
+    "adadelta": Case(lambda: linkax.adadelta(1.0), lambda: optax.adadelta(1.0)),
+    "adam": Case(lambda: linkax.adam(1e-3), lambda: optax.adam(1e-3)),
+    "adamw": Case(lambda: linkax.adamw(1e-3), lambda: optax.adamw(1e-3)),
+    "nadam": Case(lambda: linkax.nadam(1e-3), lambda: optax.nadam(1e-3)),
     **_states("bfloat16", 0.0),
     **_states("float8", 1.0),
     **_states("int8", 1.0),
     **_states("int4", 0.5),
     **{
         f"adamw {by}": Case(
-            lambda by=by: chains.precise_weights(chains.adamw(1e-3), by=by), weights=jnp.bfloat16, is_checked=False
+            lambda by=by: linkax.precise_weights(linkax.adamw(1e-3), by=by), weights=jnp.bfloat16, is_checked=False
         )
         for by in get_args(By)
     },

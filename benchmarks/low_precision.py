@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import _training
 from _tables import add_save, save
 
-from linkax.chains import adamw, precise_weights
+from linkax import adamw, precise_weights
 
 BATCH, HIDDEN = 50, 200
 WAYS = ("master_copy", "lost_bits", "stochastic_rounding")

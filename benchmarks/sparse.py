@@ -27,7 +27,7 @@ import numpy as np
 from _tables import add_save, save
 from tqdm import tqdm
 
-from linkax.chains import Chain, adagrad, apply_updates, sgd, sparse_adam
+from linkax import Chain, adagrad, apply_updates, sgd, sparse_adam
 from linkax.transforms import row_gradient
 
 OPTIMIZERS = {"sgd": sgd(0.1), "adagrad": adagrad(0.1), "sparse_adam": sparse_adam(0.1)}

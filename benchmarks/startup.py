@@ -31,19 +31,19 @@ from _tables import add_save, save
 from step_time import gpt2_shapes
 from tqdm import tqdm
 
-from linkax import chains
+import linkax
 
 Shapes = dict[str, tuple[int, ...]]
 
 OPTIMIZERS: dict[str, tuple[optax.GradientTransformation, optax.GradientTransformation]] = {
-    "sgd_momentum": (chains.sgd(1e-3, momentum=0.9), optax.sgd(1e-3, 0.9)),
-    "adagrad": (chains.adagrad(1e-3), optax.adagrad(1e-3)),
-    "rmsprop": (chains.rmsprop(1e-3), optax.rmsprop(1e-3, 0.99, eps_in_sqrt=False)),
-    "adadelta": (chains.adadelta(1.0), optax.adadelta(1.0, 0.9, 1e-6)),
-    "adam": (chains.adam(1e-3), optax.adam(1e-3)),
-    "amsgrad": (chains.adam(1e-3, amsgrad=True), optax.amsgrad(1e-3)),
-    "adamw": (chains.adamw(1e-3), optax.adamw(1e-3)),
-    "nadam": (chains.nadam(1e-3), optax.nadam(1e-3)),
+    "sgd_momentum": (linkax.sgd(1e-3, momentum=0.9), optax.sgd(1e-3, 0.9)),
+    "adagrad": (linkax.adagrad(1e-3), optax.adagrad(1e-3)),
+    "rmsprop": (linkax.rmsprop(1e-3), optax.rmsprop(1e-3, 0.99, eps_in_sqrt=False)),
+    "adadelta": (linkax.adadelta(1.0), optax.adadelta(1.0, 0.9, 1e-6)),
+    "adam": (linkax.adam(1e-3), optax.adam(1e-3)),
+    "amsgrad": (linkax.adam(1e-3, amsgrad=True), optax.amsgrad(1e-3)),
+    "adamw": (linkax.adamw(1e-3), optax.adamw(1e-3)),
+    "nadam": (linkax.nadam(1e-3), optax.nadam(1e-3)),
 }
 
 STAGES = ("trace", "lower", "compile", "total")

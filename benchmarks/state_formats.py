@@ -6,7 +6,7 @@
 
 The networks are those of the examples: two dense layers that learn scikit-learn's digits, and a Transformer of two
 layers that learns the reference that ships with Python, character by character. Each optimizer trains from the same
-seeds, on the same batches, with its state in float32 and in every format of `linkax.chains.stored`. The loss is that on
+seeds, on the same batches, with its state in float32 and in every format of `linkax.stored`. The loss is that on
 held-out data.
 
 How to read the table:
@@ -37,7 +37,7 @@ import _training
 import transformer_ablation as transformer
 from _tables import size_in_bytes
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
+from linkax import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
 from linkax.transforms import matrices_only
 from linkax.transforms._formats import Format
 

@@ -57,7 +57,7 @@ import optax
 from _tables import add_save, save
 from tqdm import tqdm
 
-from linkax import chains
+import linkax
 
 MU, RHO, B1, B2, EPS, DECAY = 0.9, 0.9, 0.9, 0.999, 1e-8, 1e-2
 CHECKED = ("adam", "adamw")
@@ -165,39 +165,39 @@ class Optimizer(NamedTuple):
 #   AMSGrad   Optax takes the maximum after the bias correction; while the gradients grow, that is the last value too.
 #   NAdam     Optax has only μ_t = β1. PyTorch's μ_t = β1 (1 − ½ · 0.96^{t ψ}) is β1 to the last digit for ψ = 1e6.
 OPTIMIZERS = {
-    "sgd": Optimizer(chains.sgd(1e-3), sgd, 0, optax.sgd(1e-3), ("SGD", {})),
+    "sgd": Optimizer(linkax.sgd(1e-3), sgd, 0, optax.sgd(1e-3), ("SGD", {})),
     "sgd_momentum": Optimizer(
-        chains.sgd(1e-3, momentum=MU), sgd_momentum, 1, optax.sgd(1e-3, MU), ("SGD", {"momentum": MU})
+        linkax.sgd(1e-3, momentum=MU), sgd_momentum, 1, optax.sgd(1e-3, MU), ("SGD", {"momentum": MU})
     ),
     "adagrad": Optimizer(
-        chains.adagrad(1e-3, eps=EPS), adagrad, 1, optax.adagrad(1e-3, 0.0, EPS**2), ("Adagrad", {"eps": EPS})
+        linkax.adagrad(1e-3, eps=EPS), adagrad, 1, optax.adagrad(1e-3, 0.0, EPS**2), ("Adagrad", {"eps": EPS})
     ),
     "rmsprop": Optimizer(
-        chains.rmsprop(1e-3, decay=RHO, eps=EPS),
+        linkax.rmsprop(1e-3, decay=RHO, eps=EPS),
         rmsprop,
         1,
         optax.rmsprop(1e-3, RHO, EPS, eps_in_sqrt=False),
         ("RMSprop", {"alpha": RHO, "eps": EPS}),
     ),
     "adadelta": Optimizer(
-        chains.adadelta(1.0, rho=RHO, eps=EPS),
+        linkax.adadelta(1.0, rho=RHO, eps=EPS),
         adadelta,
         2,
         optax.adadelta(1.0, RHO, EPS),
         ("Adadelta", {"rho": RHO, "eps": EPS}),
         lr=1.0,
     ),
-    "adam": Optimizer(chains.adam(1e-3), adam, 2, optax.adam(1e-3), ("Adam", {})),
-    "amsgrad": Optimizer(chains.adam(1e-3, amsgrad=True), amsgrad, 3, optax.amsgrad(1e-3), ("Adam", {"amsgrad": True})),
+    "adam": Optimizer(linkax.adam(1e-3), adam, 2, optax.adam(1e-3), ("Adam", {})),
+    "amsgrad": Optimizer(linkax.adam(1e-3, amsgrad=True), amsgrad, 3, optax.amsgrad(1e-3), ("Adam", {"amsgrad": True})),
     "adamw": Optimizer(
-        chains.adamw(1e-3, weight_decay=DECAY),
+        linkax.adamw(1e-3, weight_decay=DECAY),
         adamw,
         2,
         optax.adamw(1e-3, weight_decay=DECAY),
         ("AdamW", {"weight_decay": DECAY}),
     ),
     "nadam": Optimizer(
-        chains.nadam(1e-3, momentum_decay=None), nadam, 2, optax.nadam(1e-3), ("NAdam", {"momentum_decay": 1e6})
+        linkax.nadam(1e-3, momentum_decay=None), nadam, 2, optax.nadam(1e-3), ("NAdam", {"momentum_decay": 1e6})
     ),
 }
 

@@ -50,7 +50,7 @@ from _tables import add_save, save
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from linkax.chains import adam, adamw, sweep
+from linkax import adam, adamw, sweep
 
 BATCH, HIDDEN = 32, 200
 # Percentage points: the median difference of the accuracies, for each kind of decay; rounding changes a few images.

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats  # comes with scikit-learn
 
-from linkax.chains import Chain, ablations, sweep
+from linkax import Chain, ablations, sweep
 from linkax.transforms import Rate
 
 HOLLOW: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 7}

@@ -15,7 +15,7 @@ class Options(argparse.ArgumentParser):
         self._picture = picture
         self._counts: dict[str, tuple[int, int, int]] = {}
         self.add_argument("--quick", action="store_true", help="a short run that shows only that everything works")
-        where = f"{picture} beside the script; if quick, in the folder for temporary files"
+        where = f"{picture} next to the script; if quick, in the folder for temporary files"
         self.add_argument("--out", type=Path, help=f"the picture (default: {where})")
 
     def add_count(self, name: str, what: str, default: int, quick: int, least: int = 1) -> None:

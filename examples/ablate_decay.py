@@ -28,7 +28,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
 from matplotlib.patheffects import Normal, Stroke
 
-from linkax.chains import Chain, adam, diff, sweep
+from linkax import Chain, adam, diff, sweep
 from linkax.transforms import Rate, decoupled_weight_decay, matrices_only
 
 LEARNING_RATES = [2.5e-4 * 2**i for i in range(8)]
@@ -69,7 +69,7 @@ def ridge(none: np.ndarray, accuracy: np.ndarray, learning_rates: np.ndarray, de
     """Finds the best decay of each learning rate.
 
     A parabola through the best cell and two neighbours on each side says where between the cells the best decay is.
-    Seeds drawn anew, with replacement, say how far chance moves it. `none`, the accuracy without decay, has the
+    Bootstrapping over the seeds says how far chance moves it. `none`, the accuracy without decay, has the
     dimensions learning rate and seed; `accuracy` has learning rate, decay and seed.
     """
     seeds = accuracy.shape[-1]
@@ -110,7 +110,7 @@ def report(
             print(f"  {place:>25}  {mean(accuracy[row, accuracy[row].mean(axis=-1).argmax()])}", end="")
         print()
     print(
-        "(accuracy: of the best cell, ± the standard error over seeds; λ: with its 95 % interval, from resampled seeds)"
+        "(accuracy: of the best cell, ± the standard error over seeds; λ: with its 95 % interval, bootstrapped over seeds)"
     )
 
 

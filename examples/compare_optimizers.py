@@ -26,7 +26,7 @@ from _training import BATCH, NET, Data, digits, epoch, train
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
 from matplotlib.ticker import MaxNLocator
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
+from linkax import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
 from linkax.transforms import Rate
 
 LEARNING_RATES = np.logspace(-4, 2, 13)

@@ -6,7 +6,7 @@ Each optimizer gets the calmest learning rate that does the job: the lowest of 6
 closer than 0.2 to a minimum, or the one that brings it closest. All of these runs are one `sweep`. The other
 hyperparameters are the defaults.
 
-It prints a table and draws all paths, as a picture and as an animation (a GIF beside the picture). Where paths lie on
+It prints a table and draws all paths, as a picture and as an animation (a GIF next to the picture). Where paths lie on
 top of each other, the lower ones are wider and show as borders. The valley is 40
 times as steep across as along it; the saddle is flat where the paths come in, and falls to a minimum on either side;
 Beale's function is a plateau with a bent valley and steep walls.
@@ -29,7 +29,7 @@ from matplotlib.lines import Line2D
 from PIL import Image  # comes with matplotlib
 from tqdm import tqdm
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
+from linkax import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
 from linkax.transforms import Rate
 
 LEARNING_RATES = np.logspace(-4, 2, 61)

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg)
 from scipy import stats  # comes with scikit-learn
 from tqdm import tqdm
 
-from linkax.chains import Chain, adamw, migrate, param_groups
+from linkax import Chain, adamw, migrate, param_groups
 
 LABELS = {"params": {"features": "features", "head": "head"}}
 HEAD, FEATURES = adamw(3e-3), adamw(3e-4)

@@ -18,7 +18,7 @@ from _training import Data, digits
 from flax import linen as nn
 from flax.training.train_state import TrainState
 
-from linkax.chains import adamw, chain
+from linkax import adamw, chain
 from linkax.transforms import matrices_only
 
 BATCH = 50

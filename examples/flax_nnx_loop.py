@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from _training import Data, digits
 from flax import nnx
 
-from linkax.chains import adamw, chain
+from linkax import adamw, chain
 from linkax.transforms import matrices_only
 
 BATCH = 50

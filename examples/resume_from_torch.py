@@ -21,7 +21,7 @@ from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg)
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
-from linkax.chains import apply_updates
+from linkax import apply_updates
 from linkax.chains.torch_interop import from_torch, import_params, import_state
 
 try:

@@ -27,7 +27,7 @@ from flax import linen as nn
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
 from tqdm import tqdm
 
-from linkax.chains import Chain, adagrad, adamw, apply_updates, param_groups
+from linkax import Chain, adagrad, adamw, apply_updates, param_groups
 from linkax.transforms import row_gradient
 
 ROWS, WIDTH, BATCH, VOCABULARY = 1_000_000, 32, 512, 1000

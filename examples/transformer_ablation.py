@@ -21,7 +21,7 @@ from _effects import draw, effects, show
 from _options import Options
 from flax import linen as nn
 
-from linkax.chains import Chain, adamw
+from linkax import Chain, adamw
 from linkax.transforms import matrices_only
 
 LENGTH, BATCH, WIDTH, HEADS, LAYERS = 32, 32, 64, 4, 2

@@ -17,7 +17,7 @@ from _effects import draw, effects, show
 from _options import Options
 from _training import digits, train
 
-from linkax.chains import Chain, adamw
+from linkax import Chain, adamw
 from linkax.transforms import Rate, matrices_only
 
 LEARNING_RATES = [5e-4, 1e-3, 2e-3, 4e-3, 0.03, 0.1, 0.3]  # the last three suit the chain without a second moment

@@ -227,7 +227,7 @@ def _inject_hyperparams(given: Mapping[str, Any]) -> _Combinator:
         del changes
         raise ValueError(
             "chain: what optax.inject_hyperparams holds is rebuilt at every step, so its links cannot be changed; "
-            "change the factory that was passed to it, or wrap a chain in linkax.chains.live"
+            "change the factory that was passed to it, or wrap a chain in linkax.live"
         )
 
     held = {"inner": Held(inner, ("inner_state",), is_live=True)}

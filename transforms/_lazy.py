@@ -28,7 +28,7 @@ def lazy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from linkax.chains import chain
+        >>> from linkax import chain
         >>> from linkax.transforms import lazy, row_gradient, scale_by_learning_rate, scale_by_momentum
         >>> tx = chain(lazy(scale_by_momentum(0.5)), scale_by_learning_rate(1.0))
         >>> table = jnp.zeros((3, 1))

@@ -61,13 +61,13 @@ def _problem(leaf: Any, param: Any, rows: bool, whole: bool) -> tuple[type[Excep
     dtype = dtype_of(leaf)
     if not whole and not _is_inexact(dtype):
         name = "float0 (the gradient of integers)" if dtype == jax.dtypes.float0 else dtype
-        hint = "leave it out with optax.masked or linkax.chains.param_groups"
+        hint = "leave it out with optax.masked or linkax.param_groups"
         return TypeError, "be floating-point or complex", f"of dtype {name}; {hint}"
     if isinstance(leaf, BCOO) and not rows:
         return (
             TypeError,
             "cover all rows",
-            "with only a few; wrap the link in linkax.chains.chain for such gradients",
+            "with only a few; wrap the link in linkax.chain for such gradients",
         )
     if param is None:
         return None

@@ -79,7 +79,7 @@ class Slot(NamedTuple):
 
 
 class Alternative(NamedTuple):
-    """What a link is usually compared with, for `linkax.chains.ablations`.
+    """What a link is usually compared with, for `linkax.ablations`.
 
     Attributes:
         name: The name of the chain with it; `{}` stands for the name of the link.
@@ -300,7 +300,7 @@ class Link(optax.GradientTransformationExtraArgs):
         }
 
     def labels_for(self, params: Any) -> Any:
-        """The tree or function that assigns each parameter to a group, as `linkax.chains.param_groups` takes it."""
+        """The tree or function that assigns each parameter to a group, as `linkax.param_groups` takes it."""
         if self._anatomy is None:
             return self.hyperparams[self._declared.labels]
         labels = self._anatomy.labels
@@ -317,7 +317,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
     @functools.cached_property
     def knobs(self) -> Mapping[str, str | InFront]:
-        """The names under which some of its arguments are set during training; see `linkax.chains.live`.
+        """The names under which some of its arguments are set during training; see `linkax.live`.
 
         Example:
             >>> from linkax.transforms import scale_by_momentum
@@ -473,7 +473,7 @@ def refuse_setting(tx: Any, name: str, hint: str) -> None:
     """Raises, because links and chains never change."""
     raise AttributeError(
         f"{type(tx).__name__}: {name!r} cannot be set, because links and chains never change; {hint}, and "
-        "linkax.chains.live makes hyperparameters that can be set during training"
+        "linkax.live makes hyperparameters that can be set during training"
     )
 
 
@@ -652,10 +652,10 @@ def link(
         holds: For arguments that hold transformations, where in the link's state their states are: a path of names and
             keys, in which `SLOT` stands for the name in a dictionary of them; `()` for the whole state. The default is
             the field with the argument's name.
-        alternatives: What `linkax.chains.ablations` swaps the link for: a function that yields `Alternative`s. It gets
+        alternatives: What `linkax.ablations` swaps the link for: a function that yields `Alternative`s. It gets
             the link's hyperparameters by name, and `is_corrected`: whether a bias correction follows.
         labels: If it holds groups of parameters, the argument that assigns each parameter to a group.
-        knobs: The names of its decays in `linkax.chains.live`, by argument, if they differ from the arguments'; or a
+        knobs: The names of its decays in `linkax.live`, by argument, if they differ from the arguments'; or a
             function from the hyperparameters to these. Arguments with the same name change together. For an argument
             that holds links, the name of the decays inside; for one that has to equal that of an average before the
             link, `InFront`.

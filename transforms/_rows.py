@@ -102,7 +102,7 @@ def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.Arr
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from linkax.chains import adagrad, apply_updates
+        >>> from linkax import adagrad, apply_updates
         >>> from linkax.transforms import row_gradient
         >>> table, ids = jnp.zeros((1000, 2)), jnp.array([7, 3, 7])
         >>> gradient = row_gradient(table, ids, jax.grad(lambda x: x.sum())(table[ids]))

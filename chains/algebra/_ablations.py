@@ -36,7 +36,7 @@ def ablations(tx: Chain) -> dict[str, Chain]:
         TypeError: If `tx` is not a chain.
 
     Example:
-        >>> from linkax.chains import ablations, adam, adamw
+        >>> from linkax import ablations, adam, adamw
         >>> for name in ablations(adamw()):
         ...     print(name)
         without first.scale_by_momentum
@@ -55,7 +55,7 @@ def ablations(tx: Chain) -> dict[str, Chain]:
         True
     """
     if not isinstance(tx, Chain):
-        raise TypeError(f"ablations: tx must be a chain, got {tx!r}; make one with linkax.chains.chain")
+        raise TypeError(f"ablations: tx must be a chain, got {tx!r}; make one with linkax.chain")
     every = [part for part in parts(tx.links) if _is_own(part.path, tx)]
     steps = [step for part in every for step in _without(part, every)]
     corrections = {part.path: () for part in every if _corrects(part.link) and len(part.path) > 1}

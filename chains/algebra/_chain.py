@@ -33,7 +33,7 @@ class Chain(optax.GradientTransformationExtraArgs):
         links: The links in order. A foreign Optax transformation is a link without a place.
 
     Example:
-        >>> from linkax.chains import adam
+        >>> from linkax import adam
         >>> adam(1e-3, weight_decay=1e-2)
         chain
         ├─ add_l2_to_grad(weight_decay=0.01)                  gradient
@@ -87,7 +87,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             TypeError: If `link` is not a gradient transformation.
 
         Example:
-            >>> from linkax.chains import adam, adamw
+            >>> from linkax import adam, adamw
             >>> from linkax.transforms import decoupled_weight_decay
             >>> tx = adam(1e-3, weight_decay=1e-2)
             >>> tx.swap("add_l2_to_grad", decoupled_weight_decay(1e-2)) == adamw(1e-3, weight_decay=1e-2)
@@ -130,7 +130,7 @@ class Chain(optax.GradientTransformationExtraArgs):
             ValueError: If no link has that name, or the rest makes no sense (a `moment_ratio` without a second moment).
 
         Example:
-            >>> from linkax.chains import rmsprop
+            >>> from linkax import rmsprop
             >>> rmsprop(1e-2, momentum=0.9).drop("scale_by_momentum") == rmsprop(1e-2)
             True
         """
@@ -157,7 +157,7 @@ class Chain(optax.GradientTransformationExtraArgs):
 
         Example:
             >>> import optax
-            >>> from linkax.chains import adam
+            >>> from linkax import adam
             >>> from linkax.transforms import running_max
             >>> adam().add(running_max(), after="mean_square") == adam(amsgrad=True)
             True
@@ -270,7 +270,7 @@ def chain(*links: optax.GradientTransformation) -> Chain:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from linkax.chains import chain
+        >>> from linkax import chain
         >>> from linkax.transforms import scale_by_learning_rate, scale_by_momentum
         >>> tx = chain(scale_by_momentum(0.5), scale_by_learning_rate(0.1))
         >>> params = {"w": jnp.ones(2)}

@@ -32,7 +32,7 @@ def diff(a: Chain, b: Chain) -> Diff:
         TypeError: If `a` or `b` is not a chain.
 
     Example:
-        >>> from linkax.chains import adam, adamw, diff
+        >>> from linkax import adam, adamw, diff
         >>> diff(adam(1e-3, weight_decay=1e-2), adamw(1e-3, weight_decay=1e-2, eps=1e-6))
         chain                                                    chain
         ├─ add_l2_to_grad(weight_decay=0.01)                  <
@@ -48,7 +48,7 @@ def diff(a: Chain, b: Chain) -> Diff:
     """
     for name, tx in (("a", a), ("b", b)):
         if not isinstance(tx, Chain):
-            raise TypeError(f"diff: {name} must be a chain, got {tx!r}; make one with linkax.chains.chain")
+            raise TypeError(f"diff: {name} must be a chain, got {tx!r}; make one with linkax.chain")
     if a == b:
         return Diff("")
     left, right = list(lines(a.links)), list(lines(b.links))

@@ -402,7 +402,7 @@ def explain_state(where: str, error: Exception, tx: optax.GradientTransformation
             if np.shape(wanted) != np.shape(got):
                 raise ValueError(
                     f"{where}: state must be one for these parameters: state{jax.tree_util.keystr(path)} has the shape "
-                    f"{np.shape(got)} instead of {np.shape(wanted)}; linkax.chains.migrate makes one for others"
+                    f"{np.shape(got)} instead of {np.shape(wanted)}; linkax.migrate makes one for others"
                 ) from error
     if different is not None and different[1] != different[2]:  # the same type with other keys: from other parameters
         place, wanted, got = different
@@ -411,7 +411,7 @@ def explain_state(where: str, error: Exception, tx: optax.GradientTransformation
         whose = f"{links[int(index[1])].name} keeps" if index and len(links) > int(index[1]) else "this chain keeps"
         raise ValueError(
             f"{where}: state must be one that this chain's init has made: {place} is {got} where {whose} {wanted}; "
-            "linkax.chains.migrate converts the state of one chain into that of another"
+            "linkax.migrate converts the state of one chain into that of another"
         ) from error
 
 

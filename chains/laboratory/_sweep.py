@@ -84,7 +84,7 @@ def sweep(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
-        >>> from linkax.chains import adam, sgd, sweep
+        >>> from linkax import adam, sgd, sweep
         >>> def run(tx, seed):
         ...     w = jax.random.normal(jax.random.key(seed), (3,))
         ...     def step(carry, _):

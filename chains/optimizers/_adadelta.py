@@ -55,7 +55,7 @@ def adadelta(
         PyTorch: `lr` for `learning_rate`. Optax has the same arguments, and its weight decay is L2 too.
 
     Example:
-        >>> from linkax.chains import adadelta
+        >>> from linkax import adadelta
         >>> adadelta()
         chain
         ├─ scale_by_adadelta(rho=0.9, eps=1e-06)      moment

@@ -61,7 +61,7 @@ def adagrad(
         `adagrad(lr, initial_accumulator_value=0.1, eps=1e-7, eps_in_sqrt=True)`.
 
     Example:
-        >>> from linkax.chains import adagrad
+        >>> from linkax import adagrad
         >>> adagrad(1e-2, lr_decay=1e-3)
         chain
         ├─ scale_by_rss(initial_accumulator_value=0.0, eps=1e-10)  moment

@@ -77,7 +77,7 @@ def adam(
         correction: there `bias_correction` comes before `running_max`.
 
     Example:
-        >>> from linkax.chains import adam
+        >>> from linkax import adam
         >>> adam(1e-3, amsgrad=True)
         chain
         ├─ moment_ratio(eps=1e-08)                            moment

@@ -60,7 +60,7 @@ def adamw(
         schedule multiplies λ: swap in `decoupled_weight_decay(..., multiplied_by="schedule")`.
 
     Example:
-        >>> from linkax.chains import adamw
+        >>> from linkax import adamw
         >>> adamw(1e-3)
         chain
         ├─ moment_ratio(eps=1e-08)                            moment

@@ -66,7 +66,7 @@ def nadam(
         PyTorch: `lr` for `learning_rate`, `betas` for `(b1, b2)`. `optax.nadam` is `momentum_decay=None`.
 
     Example:
-        >>> from linkax.chains import nadam
+        >>> from linkax import nadam
         >>> nadam(2e-3).links[0].hyperparams["first"]
         scale_by_nesterov(decay=0.9, form='corrected', momentum_decay=0.004)
 

@@ -66,7 +66,7 @@ def rmsprop(
         the momentum: there `scale_by_learning_rate` comes before `scale_by_momentum`.
 
     Example:
-        >>> from linkax.chains import rmsprop
+        >>> from linkax import rmsprop
         >>> rmsprop(1e-2, momentum=0.9)
         chain
         ├─ scale_by_rms(decay=0.99, eps=1e-08)          moment

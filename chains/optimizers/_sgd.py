@@ -59,7 +59,7 @@ def sgd(
         velocity: there `scale_by_learning_rate` comes before `scale_by_momentum`.
 
     Example:
-        >>> from linkax.chains import sgd
+        >>> from linkax import sgd
         >>> sgd(0.1, momentum=0.9)
         chain
         ├─ scale_by_momentum(decay=0.9, dampening=0.0, first_step='gradient')  moment

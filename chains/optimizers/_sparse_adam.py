@@ -51,7 +51,7 @@ def sparse_adam(
         corrected root.
 
     Example:
-        >>> from linkax.chains import sparse_adam
+        >>> from linkax import sparse_adam
         >>> sparse_adam()
         chain
         ├─ lazy()                                                moment

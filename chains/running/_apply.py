@@ -34,7 +34,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from linkax.chains import apply_updates
+        >>> from linkax import apply_updates
         >>> new = apply_updates({"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": jnp.ones(2), "b": None})
         >>> print(new["a"], new["b"])
         [2. 2.] [1. 1.]

@@ -32,7 +32,7 @@ def full_weights(tx: optax.GradientTransformation, state: Any, params: Any) -> A
 
     Example:
         >>> import jax.numpy as jnp, optax
-        >>> from linkax.chains import full_weights, precise_weights, sgd
+        >>> from linkax import full_weights, precise_weights, sgd
         >>> tx, w = precise_weights(sgd(1e-3)), jnp.ones(2, jnp.bfloat16)
         >>> updates, state = tx.update(w, tx.init(w), w)
         >>> print(full_weights(tx, state, optax.apply_updates(w, updates)))
@@ -80,7 +80,7 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from linkax.chains import full_weights, precise_weights, sgd, with_full_weights
+        >>> from linkax import full_weights, precise_weights, sgd, with_full_weights
         >>> tx, w = precise_weights(sgd(1e-3), by="lost_bits"), jnp.ones(2, jnp.bfloat16)
         >>> w, state = with_full_weights(tx, tx.init(w), w, jnp.array([0.1, 0.2]))
         >>> print(w, full_weights(tx, state, w))

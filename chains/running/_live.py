@@ -85,7 +85,7 @@ class Live(optax.GradientTransformationExtraArgs):
             )
             raise ValueError(
                 f"Live.{method}: state must be one that this optimizer's init has made, with {', '.join(self.names)} "
-                f"live, got {got}; linkax.chains.migrate converts the state of one optimizer into that of another"
+                f"live, got {got}; linkax.migrate converts the state of one optimizer into that of another"
             )
 
     def hyperparams(self, state: LiveState) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Live(optax.GradientTransformationExtraArgs):
 
         Example:
             >>> import jax.numpy as jnp
-            >>> from linkax.chains import live, sgd
+            >>> from linkax import live, sgd
             >>> tx = live(sgd(0.5))
             >>> tx.hyperparams(tx.init(jnp.ones(2)))
             {'learning_rate': 0.5}
@@ -119,7 +119,7 @@ class Live(optax.GradientTransformationExtraArgs):
 
         Example:
             >>> import jax.numpy as jnp
-            >>> from linkax.chains import live, sgd
+            >>> from linkax import live, sgd
             >>> tx = live(sgd(0.5))
             >>> state = tx.set_hyperparams(tx.init(jnp.ones(2)), learning_rate=0.25)
             >>> updates, state = tx.update(jnp.ones(2), state)
@@ -199,7 +199,7 @@ def live(tx: optax.GradientTransformation, *names: str) -> Live:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from linkax.chains import adamw, live
+        >>> from linkax import adamw, live
         >>> tx = live(adamw(1e-3), "learning_rate", "b1", "weight_decay")
         >>> params = jnp.ones(2)
         >>> step = jax.jit(tx.update)

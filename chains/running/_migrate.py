@@ -64,7 +64,7 @@ class Migration(NamedTuple):
 
         Example:
             >>> import jax.numpy as jnp
-            >>> from linkax.chains import migrate, sgd
+            >>> from linkax import migrate, sgd
             >>> tx, w = sgd(0.1, momentum=0.9), jnp.ones(2)
             >>> print(migrate(tx, tx.init(w), tx, w).details().splitlines()[1])
               scale_by_momentum.count
@@ -153,7 +153,7 @@ def migrate(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from linkax.chains import adam, migrate
+        >>> from linkax import adam, migrate
         >>> params = {"w": jnp.ones(2)}
         >>> tx = adam(1e-3)
         >>> _, state = tx.update(params, tx.init(params), params)

@@ -39,7 +39,7 @@ def migrate_nnx(
 
     Example:
         >>> from flax import nnx
-        >>> from linkax.chains import adam, migrate_nnx
+        >>> from linkax import adam, migrate_nnx
         >>> model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
         >>> optimizer = nnx.Optimizer(model, adam(1e-3), wrt=nnx.Param)
         >>> migrate_nnx(optimizer, adam(1e-3, amsgrad=True), model).created

@@ -59,7 +59,7 @@ def param_groups(
 
     Example:
         >>> import jax.numpy as jnp, optax
-        >>> from linkax.chains import adamw, param_groups
+        >>> from linkax import adamw, param_groups
         >>> tx = param_groups(
         ...     {"frozen": optax.set_to_zero(), "head": adamw(1e-3)},
         ...     lambda path, w: "head" if path.startswith("head") else "frozen",

@@ -84,7 +84,7 @@ def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *,
 
     Example:
         >>> import jax.numpy as jnp, optax
-        >>> from linkax.chains import full_weights, precise_weights, sgd
+        >>> from linkax import full_weights, precise_weights, sgd
         >>> tx = precise_weights(sgd(1e-3), by="lost_bits")
         >>> tx
         chain
@@ -242,7 +242,7 @@ def _kept_of(leaves: list[tuple[str | None, Any]], structure: Any, tree: Any) ->
     if lacking:
         raise ValueError(
             "precise_weights: state must be one for these parameters and keep something of each that is less precise "
-            f"than float32, got nothing of {listed(lacking)}; linkax.chains.migrate makes the state for others"
+            f"than float32, got nothing of {listed(lacking)}; linkax.migrate makes the state for others"
         )
     return kept
 

@@ -131,7 +131,7 @@ def stored(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from linkax.chains import adamw, chain, stored
+        >>> from linkax import adamw, chain, stored
         >>> from linkax.transforms import scale_by_learning_rate, scale_by_momentum
         >>> tx = chain(stored(scale_by_momentum(0.9), "int8"), scale_by_learning_rate(0.1))
         >>> tx
@@ -277,7 +277,7 @@ def _opened(as_: Format, kept: Any) -> Any:
             if leaf.codes.dtype.name != _OF_FORMAT.get(as_, ("", ""))[is_positive]:
                 raise ValueError(
                     f"stored: state must be kept as {as_!r}, which has no codes of {leaf.codes.dtype.name} in a "
-                    f"{type(leaf).__name__}; linkax.chains.migrate makes the state of one chain into that of another"
+                    f"{type(leaf).__name__}; linkax.migrate makes the state of one chain into that of another"
                 )
             return decode(as_, Blocks(*leaf), positive=is_positive)
         return leaf.astype(jnp.float32) if _is_half(as_, leaf) else leaf

@@ -60,7 +60,7 @@ def export_state(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from linkax.chains import adam
+        >>> from linkax import adam
         >>> from linkax.chains.torch_interop import export_state
         >>> params = {"params": {"fc": {"kernel": jnp.ones((2, 3))}}}
         >>> _, state = adam().update(params, adam().init(params), params)

@@ -77,7 +77,7 @@ def import_state(
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
-        >>> from linkax.chains import adam
+        >>> from linkax import adam
         >>> from linkax.chains.torch_interop import import_state
         >>> moments = {"step": 7.0, "exp_avg": np.ones((3, 2)), "exp_avg_sq": np.ones((3, 2))}
         >>> state_dict = {"state": {0: moments}, "param_groups": [{"params": [0], "param_names": ["fc.weight"]}]}

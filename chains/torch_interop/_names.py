@@ -191,7 +191,7 @@ def import_params(
     """Copies the values of a PyTorch model's `state_dict` into a tree of parameters.
 
     The float32 master weights that a PyTorch optimizer keeps next to a 16-bit model go into a float32 tree in the same
-    way; `linkax.chains.with_full_weights` sets them, and `full_weights` reads them for `export_params`.
+    way; `linkax.with_full_weights` sets them, and `full_weights` reads them for `export_params`.
 
     Args:
         params: A tree with the right shapes and dtypes, such as the result of a Flax module's `init`.

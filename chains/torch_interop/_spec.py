@@ -77,7 +77,7 @@ def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequ
         TypeError: If `optimizer` is neither an optimizer nor such a pair.
 
     Example:
-        >>> from linkax.chains import adamw
+        >>> from linkax import adamw
         >>> from linkax.chains.torch_interop import from_torch
         >>> from_torch(("AdamW", {"lr": 3e-4, "betas": (0.9, 0.95), "fused": True})) == adamw(3e-4, b2=0.95)
         True

@@ -6,7 +6,7 @@ are in `linkax.transforms`, and the exchange with PyTorch is in `linkax.chains.t
 Example:
     >>> from linkax import adamw
     >>> from linkax.transforms import scale_by_nesterov
-    >>> nesterov = adamw(1e-3).swap("scale_by_momentum", scale_by_nesterov(0.9, dampening=0.9))
+    >>> nesterov = adamw(1e-3).swap("scale_by_momentum", scale_by_nesterov(0.9))
 """
 
 from importlib.metadata import version as _version

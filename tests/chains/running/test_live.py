@@ -266,7 +266,7 @@ def test_what_a_user_calls_a_number_is_its_knob():
             optax.inject_hyperparams(adamw)(0.1),
             [],
             "'learning_rate' must be a number that can be changed: what optax.inject_hyperparams holds is rebuilt at "
-            "every step, .*; change the factory that was passed to it, or wrap a chain in linkax.chains.live",
+            "every step, .*; change the factory that was passed to it, or wrap a chain in linkax.live",
         ),
         (live(adam()), [], "names must be given, because the chain's learning rates are live already, got none"),
         (live(adam()), ["learning_rate"], "'learning_rate' must not be live already, got a live\\(...\\) inside the"),
@@ -307,7 +307,7 @@ def test_a_schedule_is_no_value():
 
 def test_a_state_of_another_optimizer_is_named():
     tx = live(adam())
-    with pytest.raises(ValueError, match=r"Live.update: state must be .*linkax.chains.migrate converts the state"):
+    with pytest.raises(ValueError, match=r"Live.update: state must be .*linkax.migrate converts the state"):
         tx.update(GRADS, adam().init(PARAMS), PARAMS)
 
 
