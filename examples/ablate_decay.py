@@ -109,9 +109,7 @@ def report(
             place = f"{at:.2g} ({low:.2g} to {high:.2g})" if ridges[kind].helps[row] else "none is as good"
             print(f"  {place:>25}  {mean(accuracy[row, accuracy[row].mean(axis=-1).argmax()])}", end="")
         print()
-    print(
-        "(accuracy: of the best cell, ± the standard error over seeds; λ: with its 95 % interval, bootstrapped over seeds)"
-    )
+    print("(accuracy of the best cell ± the standard error over seeds; λ with its 95 % interval, bootstrapped)")
 
 
 def edges(centers: np.ndarray) -> np.ndarray:
