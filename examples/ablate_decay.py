@@ -128,7 +128,7 @@ def draw(
     figure = Figure(figsize=(13, 6), dpi=150, layout="constrained")
     reached = " and ".join(f"{kind} reaches {values.mean(axis=-1).max():.1f} %" for kind, values in found.items())
     figure.suptitle(f"Where should weight decay enter Adam? Tuned, {reached} on the digits", fontsize=14)
-    left, right = figure.subfigures(1, 2, width_ratios=[8, 5])
+    left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[8, 5]))
     maps, lines = left.subplots(2, 1, sharex=True), right.subplots()
     scale = ScalarMappable(Normalize(0, 6), "cividis_r")
     outlined = [Stroke(linewidth=4.5, foreground="black"), Normal()]

@@ -95,7 +95,8 @@ def main() -> None:
         OPTIMIZERS,
         metric_dims={"loss": ["epoch"]},
     )
-    height = np.log(table["loss"]).mean(["epoch", "seed"], skipna=False).fillna(np.inf)  # where it diverged
+    logarithm = table["loss"].copy(data=np.log(table["loss"]))
+    height = logarithm.mean(["epoch", "seed"], skipna=False).fillna(np.inf)  # where it diverged
     best = table.isel(learning_rate=height.argmin("learning_rate"))
     curves, rows = {}, []
     for name, optimizer in OPTIMIZERS.items():

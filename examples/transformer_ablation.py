@@ -82,7 +82,7 @@ def main() -> None:
     rates, decays = (LEARNING_RATES[:1], WEIGHT_DECAYS[:2]) if args.quick else (LEARNING_RATES, WEIGHT_DECAYS)
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, args.steps // 10, args.steps)
 
-    def optimizer(learning_rate: float, weight_decay: float) -> Chain:
+    def optimizer(learning_rate: Any, weight_decay: Any) -> Chain:
         return adamw(
             lambda count: learning_rate * shape(count), weight_decay=weight_decay, weight_decay_mask=matrices_only
         )
