@@ -70,11 +70,13 @@ Rate = Annotated[Number | Schedule, Interval("[0, inf)", schedule=True)]
 """A finite number of at least 0, or a schedule of such numbers: a learning rate, a weight decay."""
 
 
-def check_whole_number(what: str, value: Any, most: int | None = None) -> None:
-    """Raises unless the value is a Python integer of at least 0, and at most `most` if that is given."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (most is not None and value > most):
+def whole_number(what: str, value: Any, most: int | None = None) -> int:
+    """The value as a Python integer; raises unless it is one of at least 0, and at most `most` if that is given."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < 0 or (most is not None and value > most):
         allowed = "of at least 0" if most is None else f"from 0 to {most}"
         raise ValueError(f"{what} must be an integer {allowed}, got {value!r}")
+    return int(value)
 
 
 def is_traced(value: Any) -> bool:

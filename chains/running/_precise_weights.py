@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from linkax.transforms import Count, Link, Weights, link
-from linkax.transforms._check import check_whole_number, checked
+from linkax.transforms._check import checked, whole_number
 from linkax.transforms._leaves import check_leaves, dtype_of, in_dtype_of, increment, is_one_leaf, widened
 from linkax.transforms._link import links_of
 from linkax.transforms._precision import wide_inside
@@ -102,7 +102,7 @@ def precise_weights(tx: optax.GradientTransformation, by: By = "master_copy", *,
         Micikevicius et al., "Mixed precision training", 2018; Zamirai et al., "Revisiting BFloat16 training", 2020.
     """
     links_of("precise_weights: tx", tx)
-    check_whole_number("precise_weights: seed", seed, most=LARGEST_SEED)
+    seed = whole_number("precise_weights: seed", seed, most=LARGEST_SEED)
     return chain(float32_weights(tx, by, seed=seed if by == "stochastic_rounding" else None))
 
 

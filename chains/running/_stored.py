@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from linkax.transforms import Link, Moment, Own, Place, View, link
-from linkax.transforms._check import check_whole_number
+from linkax.transforms._check import whole_number
 from linkax.transforms._formats import Blocks, Format, Rounding, decode, encode, fits
 from linkax.transforms._leaves import dtype_of, increment
 from linkax.transforms._link import links_of
-from linkax.transforms._masks import selected
+from linkax.transforms._masks import check_flags, selected
 from linkax.transforms._meaning import Field
 from linkax.transforms._precision import wide_inside
 from linkax.transforms._rounding import LARGEST_SEED, seed_of
+from linkax.transforms._trees import is_function
 
 from ..algebra._chain import Chain, chain
 from ..algebra._paths import leaves_with_path, words
@@ -148,8 +149,10 @@ def stored(
         Dettmers et al., "8-bit optimizers via block-wise quantization", 2022; Li, Chen and Zhu, "Memory efficient
         optimizers with 4-bit states", 2023.
     """
-    check_whole_number("stored: min_size", min_size)
-    check_whole_number("stored: seed", seed, most=LARGEST_SEED)
+    min_size = whole_number("stored: min_size", min_size)
+    seed = whole_number("stored: seed", seed, most=LARGEST_SEED)
+    if mask is not None and not is_function(mask):
+        check_flags("stored", mask)
     links = links_of("stored: inner", inner)
     within = list(parts(links))
     if coded := [part.name for part in within if any(slot.view for slot in part.link.slots.values())]:

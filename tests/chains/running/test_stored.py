@@ -506,10 +506,14 @@ def test_refused(arguments, message):
 def test_refused_elsewhere():
     with pytest.raises(TypeError, match="^stored: inner must be a link"):
         stored(3, "int8")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^stored: mask must be a tree of True and False, got 3.0"):
+        stored(scale_by_momentum(0.9), "int8", mask=3.0)
     with pytest.raises(ValueError, match="^adamw: state must be 'bfloat16' or"):
         adamw(state="int7")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="^param_groups: state must be 'bfloat16' or"):
         param_groups({"a": adamw()}, "a", state="int7")  # type: ignore[arg-type]
+    numpy_seed = stored(scale_by_momentum(0.9), "int8", seed=np.int64(3))  # type: ignore[arg-type]
+    assert chain(numpy_seed) == chain(stored(scale_by_momentum(0.9), "int8", seed=3))
     with pytest.raises(ValueError, match="^stored: inner must not hold another link that stores"):
         stored(adamw(state="int8"), "int4")
     for tx in (adadelta(), optax.adadelta(1.0)):  # on a noisy quadratic, max |w| was 4e10 after 2,000 steps, not 4
