@@ -17,7 +17,7 @@ helps: with small learning rates the network does not overfit in so few epochs, 
 
 import argparse
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from _looks import look, save
@@ -26,7 +26,6 @@ from _training import digits, train
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
-from matplotlib.patheffects import Normal, Stroke
 
 from linkax import Chain, adam, diff, sweep
 from linkax.transforms import Rate, decoupled_weight_decay, matrices_only
@@ -39,6 +38,7 @@ DECAYS = {  # of each kind, evenly spaced on a logarithmic axis around its best;
 }
 HELPS = 0.5  # points of accuracy that the best decay has to gain over none for a learning rate to be in the fit
 RESAMPLINGS = 2000
+DOT: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 8}
 
 
 def l2(learning_rate: Rate, weight_decay: Rate) -> Chain:
@@ -125,36 +125,53 @@ def draw(
     learning_rates: np.ndarray,
     args: argparse.Namespace,
 ) -> None:
-    figure = Figure(figsize=(13, 6), dpi=150, layout="constrained")
-    reached = " and ".join(f"{kind} reaches {values.mean(axis=-1).max():.1f} %" for kind, values in found.items())
-    figure.suptitle(f"Where should weight decay enter Adam? Tuned, {reached} on the digits", fontsize=14)
+    def of_best(accuracy: np.ndarray) -> np.ndarray:
+        """The accuracy of each seed at the best λ of each learning rate: (learning rates, seeds)."""
+        return accuracy[range(len(accuracy)), accuracy.mean(axis=-1).argmax(axis=1)]
+
+    def error(accuracy: np.ndarray) -> np.ndarray:
+        return accuracy.std(axis=-1, ddof=1) / accuracy.shape[-1] ** 0.5
+
+    figure = Figure(figsize=(13, 6.2), dpi=150, layout="constrained")
+    reached = []
+    for kind, accuracy in found.items():
+        best = of_best(accuracy)
+        top = best.mean(axis=-1).argmax()
+        reached.append(f"{kind} {best[top].mean():.1f} ± {error(best)[top]:.1f} %")
+    figure.suptitle(f"Where should weight decay enter Adam? Best accuracy: {', '.join(reached)}", fontsize=14)
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[8, 5]))
     maps, lines = left.subplots(2, 1, sharex=True), right.subplots()
     scale = ScalarMappable(Normalize(0, 6), "cividis_r")
-    outlined = [Stroke(linewidth=4.5, foreground="black"), Normal()]
     for axes, (kind, accuracy) in zip(maps, found.items()):
         mean, (best, interval, helps, _) = accuracy.mean(axis=-1), ridges[kind]
         lost = mean.max(axis=1, keepdims=True) - mean
         axes.pcolormesh(edges(DECAYS[kind]), edges(learning_rates), lost, cmap=scale.cmap, norm=scale.norm)
-        axes.errorbar(
-            *(best[helps], learning_rates[helps]),
-            xerr=abs(interval - best)[:, helps],
-            **{"color": "white", "marker": "o", "linewidth": 2, "capsize": 4, "path_effects": outlined},
-            label="the best λ of each α at which decay helps,\nwith its 95 % interval",
-        )
+        for color, width, capsize in (("black", 5, 6), ("white", 2, 5)):  # white with a black border
+            axes.errorbar(
+                *(best[helps], learning_rates[helps]),
+                xerr=abs(interval - best)[:, helps],
+                **{"color": color, "linewidth": width, "capsize": capsize, "capthick": width},
+            )
+        dots = axes.plot(best[helps], learning_rates[helps], "o", **DOT, zorder=5)
         axes.set_title(f"{kind}: the best λ moves {ridges[kind].moves}", fontsize=12)
-        axes.set(xscale="log", yscale="log", ylabel="learning rate α", facecolor="#EEEEEE")
+        axes.set(xscale="log", yscale="log", ylabel="learning rate α")
         axes.set_yticks(learning_rates, [f"{rate:g}" for rate in learning_rates])
         axes.minorticks_off()
-    maps[0].legend(loc="center right", facecolor="#AAAAAA", framealpha=1)
-    maps[1].set_xlabel("weight decay λ (PyTorch's)")
+        axes.tick_params(labelbottom=True)
+        axes.legend(
+            dots, ["best λ, 95 % interval\n(where decay helps)"], loc="upper right" if kind == "L2" else "upper left"
+        )
+    for axes, x in zip(maps, (0.82, 0.18)):
+        axes.text(x, 0.2, "not run", transform=axes.transAxes, ha="center", color="#777777")
+    maps[1].set_xlabel("weight decay λ (as in PyTorch: multiplied by α if decoupled)")
     left.colorbar(scale, ax=maps, extend="max", label="points of accuracy lost against the best λ of the same α")
 
-    looks = {"L2": look("Adam") | {"linewidth": 2}, "decoupled": look("AdamW")}
+    looks = {"L2": look("Adam") | {"linewidth": 1.6}, "decoupled": look("AdamW")}
     for kind, accuracy in found.items():
-        lines.plot(learning_rates, accuracy.mean(axis=-1).max(axis=1), **looks[kind], label=f"{kind}, best λ")
-    lines.plot(learning_rates, none.mean(axis=-1), color="black", linestyle=":", label="without decay")
-    lines.set_title("What the best λ reaches", fontsize=12)
+        best = of_best(accuracy)
+        lines.errorbar(learning_rates, best.mean(axis=-1), error(best), **looks[kind], capsize=3, label=kind)
+    lines.errorbar(learning_rates, none.mean(axis=-1), error(none), color="black", ls=":", capsize=3, label="no decay")
+    lines.set_title("Test accuracy at the best λ (± standard error)", fontsize=12)
     lines.set(xscale="log", xlabel="learning rate α", ylabel="test accuracy in %")
     lines.set_xticks(learning_rates, [f"{rate:g}" for rate in learning_rates], rotation=45)
     lines.minorticks_off()
