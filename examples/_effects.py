@@ -16,6 +16,7 @@ from scipy import stats  # comes with scikit-learn
 from linkax import Chain, ablations, sweep
 from linkax.transforms import Rate
 
+WHOLE = "the whole optimizer"
 HOLLOW: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 7}
 COLUMNS = {"gain, tuned": 0.31, "rate": 0.46, "decay": 0.6, "with AdamW's": 0.98}  # where they end in the picture
 
@@ -61,9 +62,9 @@ def effects(
 
     def variant(name: str, learning_rate: Any, weight_decay: Any) -> Chain:
         tx = optimizer(learning_rate, weight_decay)
-        return ablations(tx)[name] if name else tx
+        return tx if name == WHOLE else ablations(tx)[name]
 
-    names = ["", *ablations(optimizer(learning_rates[0], weight_decays[0]))]  # the empty name: the whole optimizer
+    names = [WHOLE, *ablations(optimizer(learning_rates[0], weight_decays[0]))]
     tuning = sweep(
         run,
         {"learning_rate": learning_rates, "weight_decay": weight_decays, "seed": range(tuning_seeds)},
@@ -74,13 +75,13 @@ def effects(
     )["score"]
     best, has_decay = {}, {}
     for name in names:
-        means = tuning.sel(variant=name).mean("seed").fillna(-np.inf)  # where it diverged
+        means = tuning.sel(variant=name).mean("seed", skipna=False).fillna(-np.inf)  # where it diverged
         at = means.argmax(...)
         best[name] = learning_rates[int(at["learning_rate"])], weight_decays[int(at["weight_decay"])]
         has_decay[name] = bool((means != means.isel(weight_decay=0)).any())
 
     def tuned_or_not(name: str) -> Callable[[Any], Chain]:
-        both = jnp.array([best[""], best[name]])
+        both = jnp.array([best[WHOLE], best[name]])
         return lambda tuned: variant(name, both[tuned, 0], both[tuned, 1])
 
     score = sweep(
@@ -90,15 +91,15 @@ def effects(
     )["score"]
 
     def gain(name: str, tuned: int) -> Gain:
-        change = (score.sel(variant=name, tuned=tuned) - score.sel(variant="", tuned=tuned)).values
+        change = (score.sel(variant=name, tuned=tuned) - score.sel(variant=WHOLE, tuned=tuned)).values
         return Gain(change.mean(), stats.t.ppf(0.975, len(change) - 1) * change.std(ddof=1) / len(change) ** 0.5)
 
     rows = [
         Effect(name, best[name][0], best[name][1] if has_decay[name] else None, gain(name, 1), gain(name, 0))
         for name in names[1:]
     ]
-    print(f"\nbest for the whole optimizer: learning rate {best[''][0]:g}, weight decay {best[''][1]:g}")
-    return float(score.sel(variant="").mean()), sorted(rows, key=lambda row: -row.tuned.mean)
+    print(f"\nbest for the whole optimizer: learning rate {best[WHOLE][0]:g}, weight decay {best[WHOLE][1]:g}")
+    return float(score.sel(variant=WHOLE).mean()), sorted(rows, key=lambda row: -row.tuned.mean)
 
 
 def show(rows: list[Effect]) -> None:
