@@ -29,6 +29,7 @@ fixed length, which split an axis, a TPU needs only these two loops for some siz
 float32 in between (8 bytes per parameter), or fails to compile.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -94,7 +95,7 @@ def encode(
     if format == "bfloat16":
         return stochastic(x, jnp.bfloat16, seed) if rounding == "stochastic" else x.astype(jnp.bfloat16)
     if scales is None:
-        scales = block_scales(x, before)
+        (scales,) = block_scales([x], _axis(x) if before is None else axis_of(before))
     # Devices treat what is below the smallest normal number as 0 anyway.
     inverse = jnp.where(scales < jnp.finfo(jnp.float32).tiny, 0, 1 / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny))
     share = (jnp.maximum(x, 0) if positive else x) * inverse  # at most 1, up to rounding
@@ -109,24 +110,33 @@ def decode(format: Format, kept: Any, *, positive: bool) -> jax.Array:
     return _LEVELS[format](kept[0], positive) * kept[1]
 
 
-def block_scales(x: ArrayLike, before: Any = None) -> jax.Array:
-    """The scales of an array's blocks: the largest |x| of each, or NaN if that is above 2¹²⁶ or not a number.
+def block_scales(arrays: Sequence[ArrayLike], axis: int) -> list[jax.Array]:
+    """The scales of the blocks of arrays of one shape: the largest |x| of each, or NaN if that is above 2¹²⁶ or a NaN.
 
-    Where XLA stores the float32 array between finding the maxima and computing the codes (on a GPU), compute the array
-    twice: once for the scales, and again for `encode(..., scales=scales)`, from the same inputs passed through a
-    `jax.lax.optimization_barrier` together with the scales.
+    XLA for a GPU makes a loop for each maximum. Moments that are computed from the same gradient are found in one loop,
+    which reads it once.
 
     Args:
-        x: A floating-point array of a shape that fits.
-        before: The array as stored so far, whose blocks lie along the same axis.
+        arrays: Floating-point arrays of one shape that fits.
+        axis: The axis along which their blocks lie.
     """
-    x = jnp.asarray(x, jnp.float32)
-    axis = _axis(x) if before is None else _axis_of(before)
     # The bits of nonnegative floats, read as integers, are in the same order, NaN last; a maximum of floats may lose a
     # NaN on CPUs.
-    size = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
-    bits = jnp.max(size, axis=axis, keepdims=True)
-    return jnp.where(bits <= _LARGEST, jax.lax.bitcast_convert_type(bits, jnp.float32), jnp.nan)
+    sizes = [jax.lax.bitcast_convert_type(jnp.abs(jnp.asarray(x, jnp.float32)), jnp.int32) for x in arrays]
+
+    def one_by_one(*sizes: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(jnp.max(size, axis=axis, keepdims=True) for size in sizes)
+
+    def together(*sizes: jax.Array) -> tuple[jax.Array, ...]:
+        least = (np.int32(0),) * len(sizes)
+        found = jax.lax.reduce(sizes, least, lambda a, b: tuple(map(jnp.maximum, a, b)), (axis,))
+        return tuple(jnp.expand_dims(bits, axis) for bits in found)
+
+    if len(sizes) == 1:
+        largest = one_by_one(*sizes)
+    else:
+        largest = jax.lax.platform_dependent(*sizes, cuda=together, default=one_by_one)
+    return [jnp.where(bits <= _LARGEST, jax.lax.bitcast_convert_type(bits, jnp.float32), jnp.nan) for bits in largest]
 
 
 _LARGEST = (126 + 127) << 23
@@ -170,8 +180,8 @@ def _local_shape(x: jax.Array) -> tuple[int, ...]:
     return x.sharding.shard_shape(x.shape) if hasattr(x, "sharding") else x.shape
 
 
-def _axis_of(kept: Blocks) -> int:
-    """The axis along which blocks lie, inferred from the two shapes."""
+def axis_of(kept: Any) -> int:
+    """The axis along which the blocks of a stored array lie, inferred from its two shapes."""
     codes, scales = kept
     return next(axis for axis, (size, count) in enumerate(zip(codes.shape, scales.shape)) if size != count)
 

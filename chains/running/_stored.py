@@ -10,7 +10,7 @@ import optax
 
 from linkax.transforms import Link, Moment, Own, Place, View, link
 from linkax.transforms._check import whole_number
-from linkax.transforms._formats import Blocks, Format, Rounding, decode, encode, fits
+from linkax.transforms._formats import Blocks, Format, Rounding, axis_of, block_scales, decode, encode, fits
 from linkax.transforms._leaves import dtype_of, increment
 from linkax.transforms._link import links_of
 from linkax.transforms._masks import check_flags, selected
@@ -181,7 +181,8 @@ def stored(
         kept = _with_blocks(inner, state.inner)
         updates, new = held.update(updates, _opened(as_, kept), params, **extra_args)
         noise = seed_of(seed, state.count) if rounding == "stochastic" else None
-        return updates, StoredState(increment(state.count), _kept(as_, new, kept, noise))
+        scales = _scales(inner, new, kept)
+        return updates, StoredState(increment(state.count), _kept(as_, new, kept, noise, scales))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -301,23 +302,50 @@ def _closed(as_: Format, state: Any, opened: Any, kept: Any) -> Any:
     return jax.tree.map(close_leaf, state, opened, kept)
 
 
-def _kept(as_: Format, state: Any, before: Any, noise: jax.Array | None) -> Any:
+def _scales(inner: optax.GradientTransformation, state: Any, before: Any) -> dict[int, jax.Array]:
+    """The blocks' scales of a new state, by the `id` of its array; those of one parameter are found together."""
+    old, new = [], []
+    _map_rounded(lambda _blocks, path, leaf: old.append((words(path), leaf)) or leaf, inner, before, _is_blocks)
+    _map_rounded(lambda _blocks, _path, leaf: new.append(leaf) or leaf, inner, state)
+    together: dict[Any, list[Any]] = {}
+    for (path, was), leaf in zip(old, new):
+        if _is_blocks(was):
+            together.setdefault((path, axis_of(was)), []).append(leaf)
+    return {
+        id(leaf): scales
+        for (_, axis), leaves in together.items()
+        for leaf, scales in zip(leaves, block_scales(leaves, axis))
+    }
+
+
+def _kept(as_: Format, state: Any, before: Any, noise: jax.Array | None, scales: dict[int, jax.Array]) -> Any:
     """The state in the stored form of the one before; rounded to the nearest if there is no noise."""
     leaves, structure = jax.tree.flatten(state)
     seeds = [None if noise is None else seed_of(noise, index) for index in range(len(leaves))]
     kept = structure.flatten_up_to(before)
-    return structure.unflatten(map(functools.partial(_kept_leaf, as_), leaves, kept, seeds))
+    return structure.unflatten(
+        _kept_leaf(as_, leaf, was, seed, scales.get(id(leaf))) for leaf, was, seed in zip(leaves, kept, seeds)
+    )
 
 
-def _kept_leaf(as_: Format, leaf: Any, before: Any, seed: jax.Array | None) -> Any:
+def _kept_leaf(as_: Format, leaf: Any, before: Any, seed: jax.Array | None, scales: jax.Array | None = None) -> Any:
     if _is_blocks(before):
-        return _encoded(as_, leaf, type(before), seed, before)
+        return _encoded(as_, leaf, type(before), seed, before, scales)
     return _encoded(as_, leaf, None, seed) if _is_half(as_, before) else leaf
 
 
-def _encoded(as_: Format, leaf: Any, blocks: Any, seed: jax.Array | None, before: Any = None) -> Any:
-    rounding = "nearest" if seed is None else "stochastic"
-    encoded = encode(as_, leaf, positive=blocks is PositiveBlocks, seed=seed, rounding=rounding, before=before)
+def _encoded(
+    as_: Format, leaf: Any, blocks: Any, seed: jax.Array | None, before: Any = None, scales: jax.Array | None = None
+) -> Any:
+    encoded = encode(
+        as_,
+        leaf,
+        positive=blocks is PositiveBlocks,
+        seed=seed,
+        rounding="nearest" if seed is None else "stochastic",
+        before=before,
+        scales=scales,
+    )
     return encoded if not isinstance(encoded, Blocks) else blocks(*encoded)
 
 

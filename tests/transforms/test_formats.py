@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from linkax.transforms._formats import Blocks, block_scales, decode, encode, fits
+from linkax.transforms._formats import Blocks, axis_of, block_scales, decode, encode, fits
 from linkax.transforms._rounding import seed_of
 
 CODED = ("float8", "int8", "int4")
@@ -227,7 +227,12 @@ def test_blocks_stay_along_the_axis_that_they_had():
 @CASES
 def test_scales_may_come_from_elsewhere(format, positive):
     x = moments(positive)
-    given_scales = {} if format == "bfloat16" else {"scales": block_scales(x)}
+    given_scales = {}
+    if format != "bfloat16":
+        axis = axis_of(encode(format, x, positive=positive, rounding="nearest"))
+        others = block_scales([x, 2 * x], axis)  # found together, they are what each is alone
+        given_scales["scales"] = others[0]
+        np.testing.assert_array_equal(others[1], 2 * others[0])
     one, other = (round_trip(format, x, positive, seed=seed_of(0, 0), **kwargs) for kwargs in (given_scales, {}))
     np.testing.assert_array_equal(one, other)
 
