@@ -102,7 +102,18 @@ def effects(
     return float(score.sel(variant=WHOLE).mean()), sorted(rows, key=lambda row: -row.tuned.mean)
 
 
-def show(rows: list[Effect]) -> None:
+def present(
+    rows: list[Effect], question: str, reached: str, label: str, limit: float, args: argparse.Namespace
+) -> None:
+    """Prints the table and draws the picture; `reached` says how well the whole optimizer does."""
+    _show(rows)
+    print(f"AdamW reaches {reached}")
+    certain = sum(row.tuned.is_certain for row in rows)
+    answer = f"{certain} of {len(rows)} one-link changes do, once tuned"
+    _draw(rows, f"{question} {answer}\n(AdamW reaches {reached}; {args.seeds} seeds)", label, limit, args)
+
+
+def _show(rows: list[Effect]) -> None:
     width = max(len(row.name) for row in rows)
     print(f"\n{'':<{width}}  {'gain with its own':>16}  {'learning':>8}  {'weight':>6}  {'gain with':>16}")
     print(f"{'chain':<{width}}  {'hyperparameters':>16}  {'rate':>8}  {'decay':>6}  {'AdamW’s':>16}")
@@ -112,7 +123,7 @@ def show(rows: list[Effect]) -> None:
     print("(gain over AdamW, ± half of the 95 % confidence interval; more is better)")
 
 
-def draw(rows: list[Effect], title: str, label: str, limit: float, args: argparse.Namespace) -> None:
+def _draw(rows: list[Effect], title: str, label: str, limit: float, args: argparse.Namespace) -> None:
     """Bars that end at `limit` or an arrow, with their numbers beside them."""
     figure = Figure(figsize=(14, 0.45 * len(rows) + 2.4), dpi=150, layout="constrained")
     axes, numbers = figure.subplots(1, 2, sharey=True, width_ratios=[5, 4])

@@ -13,7 +13,6 @@ curves.
 
 import argparse
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,27 +20,15 @@ import jax
 import numpy as np
 from _looks import log_scale, look, save
 from _mnist import mnist
+from _optimizers import OPTIMIZERS
 from _options import Options
 from _training import BATCH, NET, Data, digits, epoch, train
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
 from matplotlib.ticker import MaxNLocator
 
-from linkax import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
-from linkax.transforms import Rate
+from linkax import Chain, sweep
 
 LEARNING_RATES = np.logspace(-4, 2, 13)
-OPTIMIZERS: dict[str, Callable[[Rate], Chain]] = {
-    "SGD": lambda learning_rate: sgd(learning_rate),
-    "SGD, momentum": lambda learning_rate: sgd(learning_rate, momentum=0.9),
-    "SGD, Nesterov": lambda learning_rate: sgd(learning_rate, momentum=0.9, nesterov=True),
-    "Adagrad": lambda learning_rate: adagrad(learning_rate),
-    "RMSprop": lambda learning_rate: rmsprop(learning_rate),
-    "Adadelta": lambda learning_rate: adadelta(learning_rate),
-    "Adam": lambda learning_rate: adam(learning_rate),
-    "AMSGrad": lambda learning_rate: adam(learning_rate, amsgrad=True),
-    "AdamW": lambda learning_rate: adamw(learning_rate),
-    "NAdam": lambda learning_rate: nadam(learning_rate),
-}
 
 
 def seconds_per_epoch(tx: Chain, data: Data) -> float:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _looks import look, save
+from _optimizers import OPTIMIZERS
 from _options import Options
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,8 +30,7 @@ from matplotlib.lines import Line2D
 from PIL import Image  # comes with matplotlib
 from tqdm import tqdm
 
-from linkax import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
-from linkax.transforms import Rate
+from linkax import Chain, sweep
 
 LEARNING_RATES = np.logspace(-4, 2, 61)
 CLOSE = 0.2
@@ -72,18 +72,6 @@ SURFACES = [
         (-1.7, 2.1),
     ),
 ]
-OPTIMIZERS: dict[str, Callable[[Rate], Chain]] = {
-    "SGD": lambda learning_rate: sgd(learning_rate),
-    "SGD, momentum": lambda learning_rate: sgd(learning_rate, momentum=0.9),
-    "SGD, Nesterov": lambda learning_rate: sgd(learning_rate, momentum=0.9, nesterov=True),
-    "Adagrad": lambda learning_rate: adagrad(learning_rate),
-    "RMSprop": lambda learning_rate: rmsprop(learning_rate),
-    "Adadelta": lambda learning_rate: adadelta(learning_rate),
-    "Adam": lambda learning_rate: adam(learning_rate),
-    "AMSGrad": lambda learning_rate: adam(learning_rate, amsgrad=True),
-    "AdamW": lambda learning_rate: adamw(learning_rate),
-    "NAdam": lambda learning_rate: nadam(learning_rate),
-}
 
 
 def paths(steps: int) -> dict[str, list[tuple[float, np.ndarray]]]:

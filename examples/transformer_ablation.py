@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _effects import draw, effects, show
+from _effects import effects, present
 from _options import Options
 from flax import linen as nn
 
@@ -94,14 +94,8 @@ def main() -> None:
         return {"score": -train(tx, seed, args.steps, **data)["validation"]}
 
     score, rows = effects(run, optimizer, rates, decays, args.tuning_seeds, args.seeds)
-    show(rows)
-    print(f"AdamW's validation loss is {-score:.3f} bits per character")
-    certain = sum(row.tuned.is_certain for row in rows)
-    title = (
-        f"Which link of AdamW matters to a Transformer? {certain} of {len(rows)} one-link changes do, once tuned\n"
-        f"(AdamW reaches {-score:.2f} bits per character; {args.seeds} seeds)"
-    )
-    draw(rows, title, "gain in validation loss over AdamW, bits per character", limit=0.15, args=args)
+    question, label = "Which link of AdamW matters to a Transformer?", "gain in validation loss, bits per character"
+    present(rows, question, f"{-score:.2f} bits per character", label, limit=0.15, args=args)
 
 
 if __name__ == "__main__":

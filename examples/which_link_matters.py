@@ -13,7 +13,7 @@ interval is for one comparison: of twenty changes without effect, one is expecte
 """
 
 import jax
-from _effects import draw, effects, show
+from _effects import effects, present
 from _options import Options
 from _training import digits, train
 
@@ -43,14 +43,8 @@ def main() -> None:
         return {"score": train(tx, seed, data, args.epochs)["accuracy"]}
 
     accuracy, rows = effects(run, optimizer, rates, decays, args.tuning_seeds, args.seeds)
-    show(rows)
-    print(f"AdamW's test accuracy is {accuracy:.2f} %")
-    certain = sum(row.tuned.is_certain for row in rows)
-    title = (
-        f"Which link of AdamW matters on the digits? {certain} of {len(rows)} one-link changes do, once tuned\n"
-        f"(AdamW reaches {accuracy:.1f} % test accuracy; {args.seeds} seeds)"
-    )
-    draw(rows, title, "gain in test accuracy over AdamW, percentage points", limit=1.5, args=args)
+    question, label = "Which link of AdamW matters on the digits?", "gain in test accuracy, percentage points"
+    present(rows, question, f"{accuracy:.1f} % test accuracy", label, limit=1.5, args=args)
 
 
 if __name__ == "__main__":
