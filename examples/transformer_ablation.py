@@ -83,9 +83,10 @@ def main() -> None:
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, args.steps // 10, args.steps)
 
     def optimizer(learning_rate: Any, weight_decay: Any) -> Chain:
-        return adamw(
-            lambda count: learning_rate * shape(count), weight_decay=weight_decay, weight_decay_mask=matrices_only
-        )
+        def warmup_then_cosine(count: jax.Array) -> Any:
+            return learning_rate * shape(count)
+
+        return adamw(warmup_then_cosine, weight_decay=weight_decay, weight_decay_mask=matrices_only)
 
     print(f"{optimizer(3e-3, 0.1)}\n")
     data = tokens(windows=128)
