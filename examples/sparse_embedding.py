@@ -120,7 +120,7 @@ def main() -> None:
     ratio = seconds["whole table"] / seconds["touched rows"]
     answer = f"The losses differ by {apart:.0e} at most; a step on the whole table takes {ratio:.0f} times as long"
     print(answer)
-    title = f"Does it change the training to update only the rows that a batch touches?\n{answer}"
+    title = f"Does updating only the touched rows change the training?\n{answer}"
 
     figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
