@@ -25,7 +25,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_last_bit(loop, data, tmp_pa
     begun = loop.train(data, 3, tmp_path / "parts", stop_after=2)
     resumed = loop.train(data, 3, tmp_path / "parts")
 
-    assert "goes on after epoch 2" in capsys.readouterr().out
+    assert "resumes after epoch 2" in capsys.readouterr().out
     chex.assert_trees_all_equal(leaves(resumed), leaves(whole))
     # The comparison can fail: the last epoch changed something.
     assert any((a != b).any() for a, b in zip(leaves(begun), leaves(whole)))
