@@ -20,6 +20,7 @@ import optax
 from _effects import effects, present
 from _options import Options
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from linkax import Chain, adamw
 from linkax.transforms import matrices_only
@@ -83,7 +84,7 @@ def main() -> None:
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, args.steps // 10, args.steps)
 
     def optimizer(learning_rate: Any, weight_decay: Any) -> Chain:
-        def warmup_then_cosine(count: jax.Array) -> Any:
+        def warmup_then_cosine(count: ArrayLike) -> Any:
             return learning_rate * shape(count)
 
         return adamw(warmup_then_cosine, weight_decay=weight_decay, weight_decay_mask=matrices_only)
