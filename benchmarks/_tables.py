@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,20 @@ def save(options: argparse.Namespace, lines: Sequence[str]) -> None:
     if options.save:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         options.save.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def finish(options: argparse.Namespace, lines: Sequence[str], wrong: Sequence[str]) -> None:
+    """Saves the table, and exits with an error if something is wrong."""
+    save(options, lines)
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+def check_count(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> None:
+    """Exits with the parser's error if a count that was given is below 1."""
+    count = getattr(options, name)
+    if count is not None and count < 1:
+        parser.error(f"--{name} must be at least 1, got {count}")
 
 
 def size_in_bytes(tree: Any) -> float:

@@ -29,7 +29,6 @@ import importlib.util
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, get_args
@@ -44,7 +43,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import jax.numpy as jnp
 import optax
-from _tables import add_save, save, size_in_bytes
+from _tables import add_save, finish, size_in_bytes
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
@@ -266,9 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"allowed are {bar:.2f} and {MOST_TEMP}"
                 )
     progress.close()
-    save(options, lines)
-    if options.check and wrong:
-        sys.exit("\n".join(wrong))
+    finish(options, lines, wrong if options.check else [])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _tables import add_save, save
+from _tables import add_save, check_count, finish
 from tqdm import tqdm
 
 from linkax import Chain, adagrad, apply_updates, sgd, sparse_adam
@@ -67,8 +67,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="fail if the cost scales with the table")
     add_save(parser)
     options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    check_count(parser, options, "rounds")
     sizes, touched = ((1000, 10_000), 64) if options.quick else ((10_000, 100_000, 1_000_000), 1024)
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
     versions = (
@@ -92,9 +91,7 @@ def main() -> None:
                     f"{name}: a row-sparse step costs {growth:.1f} times as much on {sizes[-1]} rows as on {sizes[0]}"
                 )
     print("\n".join(lines))
-    save(options, lines)
-    if options.check and not options.quick and wrong:
-        sys.exit("\n".join(wrong))
+    finish(options, lines, wrong if options.check and not options.quick else [])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import datetime
 import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
 
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _tables import add_save, save
+from _tables import add_save, check_count, finish
 from step_time import gpt2_shapes
 from tqdm import tqdm
 
@@ -106,8 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", type=float, metavar="RATIO", help="fail if a total is more than RATIO times Optax's")
     add_save(parser)
     options = parser.parse_args(arguments)
-    if options.rounds is not None and options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    check_count(parser, options, "rounds")
     return options
 
 
@@ -135,9 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ratio = seconds[0, -1] / seconds[1, -1]
                 if options.check is not None and ratio > options.check:
                     wrong.append(f"{tree}, {name}: the chain takes {ratio:.2f} times as long as Optax to start")
-    save(options, lines)
-    if wrong:
-        sys.exit("\n".join(wrong))
+    finish(options, lines, wrong)
 
 
 if __name__ == "__main__":

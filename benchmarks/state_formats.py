@@ -28,13 +28,12 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import _training
 import transformer_ablation as transformer
+from _effects import Gain
 from _tables import size_in_bytes
 
 from linkax import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd, sweep
@@ -122,8 +121,8 @@ def table(network: str, seeds: int, quick: bool) -> list[str]:
         cells = f"{bytes_a_parameter(tx, params):7.2f}  {bytes_a_parameter(tx, large):5.2f}  {losses.mean():7.4f}"
         if as_ is not None:
             change = 100 * (losses - exact) / exact.mean()
-            half = stats.t.ppf(0.975, seeds - 1) * change.std(ddof=1) / np.sqrt(seeds)
-            cells += f"  {change.mean():+6.2f}  {change.mean() - half:+6.2f} to {change.mean() + half:+6.2f}"
+            mean, half = Gain.of(change)
+            cells += f"  {mean:+6.2f}  {mean - half:+6.2f} to {mean + half:+6.2f}"
         rows.append(f"{name:<{width}}  {as_ or 'float32':<8}  {cells}")
     return rows
 

@@ -54,7 +54,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _tables import add_save, save
+from _tables import add_save, check_count, finish, save
 from tqdm import tqdm
 
 import linkax
@@ -457,8 +457,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--raw", type=Path, metavar="FILE", help="write the last optimizer's numbers there as JSON")
     add_save(parser)
     options = parser.parse_args(arguments)
-    if options.rounds is not None and options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    check_count(parser, options, "rounds")
     return options
 
 
@@ -511,9 +510,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if name in CHECKED:
                     wrong += failures(where, steps["linkax"], times, start, timed=not options.quick)
                 steps.clear()
-    save(options, lines)
-    if options.check and wrong:
-        sys.exit("\n".join(wrong))
+    finish(options, lines, wrong if options.check else [])
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _tables import add_save, save
+from _tables import add_save, check_count, save
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -278,8 +278,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    check_count(parser, options, "repeats")
     return options
 
 

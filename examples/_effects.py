@@ -22,10 +22,16 @@ COLUMNS = {"gain, tuned": 0.31, "rate": 0.46, "decay": 0.6, "with AdamW's": 0.98
 
 
 class Gain(NamedTuple):
-    """How much better a chain is than the whole optimizer: the mean over seeds, and half of its 95 % interval."""
+    """How much better one training is than another: the mean over seeds, and half of its 95 % interval."""
 
     mean: float
     half: float
+
+    @staticmethod
+    def of(changes: np.ndarray) -> "Gain":
+        """The gain from the differences seed by seed."""
+        quantile = stats.t.ppf(0.975, len(changes) - 1)
+        return Gain(changes.mean(), quantile * changes.std(ddof=1) / len(changes) ** 0.5)
 
     @property
     def is_certain(self) -> bool:
@@ -91,8 +97,7 @@ def effects(
     )["score"]
 
     def gain(name: str, tuned: int) -> Gain:
-        change = (score.sel(variant=name, tuned=tuned) - score.sel(variant=WHOLE, tuned=tuned)).values
-        return Gain(change.mean(), stats.t.ppf(0.975, len(change) - 1) * change.std(ddof=1) / len(change) ** 0.5)
+        return Gain.of((score.sel(variant=name, tuned=tuned) - score.sel(variant=WHOLE, tuned=tuned)).values)
 
     rows = [
         Effect(name, best[name][0], best[name][1] if has_decay[name] else None, gain(name, 1), gain(name, 0))

@@ -43,14 +43,10 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
 
 
-def mark_quick(figure: Figure, args: argparse.Namespace) -> None:
-    """Writes across the picture of a quick run that it is not a result."""
-    if args.quick:
-        figure.text(0.5, 0.5, QUICK, ha="center", va="center", fontsize=32, rotation=20, color="red", alpha=0.5)
-
-
 def save(figure: Figure, args: argparse.Namespace) -> None:
     """Saves the picture where the options say, and says so; that of a quick run says that it is not a result."""
-    mark_quick(figure, args)
+    if args.quick:
+        figure.text(0.5, 0.5, QUICK, ha="center", va="center", fontsize=32, rotation=20, color="red", alpha=0.5)
+        print(QUICK)
     figure.savefig(args.out)
-    print(f"{QUICK}\n" if args.quick else "", f"The picture is {args.out}", sep="")
+    print(f"The picture is {args.out}")

@@ -94,11 +94,21 @@ def ridge(none: np.ndarray, accuracy: np.ndarray, learning_rates: np.ndarray, de
     )
 
 
+def of_best(accuracy: np.ndarray) -> np.ndarray:
+    """The accuracy of each seed at the best λ of each learning rate: (learning rates, seeds)."""
+    return accuracy[range(len(accuracy)), accuracy.mean(axis=-1).argmax(axis=1)]
+
+
+def error(accuracy: np.ndarray) -> np.ndarray:
+    """The standard error over the seeds, which are the last axis."""
+    return accuracy.std(axis=-1, ddof=1) / accuracy.shape[-1] ** 0.5
+
+
 def report(
     none: np.ndarray, found: dict[str, np.ndarray], ridges: dict[str, Ridge], learning_rates: np.ndarray
 ) -> None:
     def mean(values: np.ndarray) -> str:
-        return f"{values.mean():6.2f} ± {values.std(ddof=1) / len(values) ** 0.5:4.2f}"
+        return f"{values.mean():6.2f} ± {error(values):4.2f}"
 
     print(f"\n{'learning rate':>13}  {'without decay':>13}", end="")
     print("".join(f"  {f'best λ, {kind}':>25}  {'accuracy in %':>13}" for kind in found))
@@ -107,7 +117,7 @@ def report(
         for kind, accuracy in found.items():
             at, (low, high) = ridges[kind].best[row], ridges[kind].interval[:, row]
             place = f"{at:.2g} ({low:.2g} to {high:.2g})" if ridges[kind].helps[row] else "none is as good"
-            print(f"  {place:>25}  {mean(accuracy[row, accuracy[row].mean(axis=-1).argmax()])}", end="")
+            print(f"  {place:>25}  {mean(of_best(accuracy)[row])}", end="")
         print()
     print("(accuracy of the best cell ± the standard error over seeds; λ with its 95 % interval, bootstrapped)")
 
@@ -125,13 +135,6 @@ def draw(
     learning_rates: np.ndarray,
     args: argparse.Namespace,
 ) -> None:
-    def of_best(accuracy: np.ndarray) -> np.ndarray:
-        """The accuracy of each seed at the best λ of each learning rate: (learning rates, seeds)."""
-        return accuracy[range(len(accuracy)), accuracy.mean(axis=-1).argmax(axis=1)]
-
-    def error(accuracy: np.ndarray) -> np.ndarray:
-        return accuracy.std(axis=-1, ddof=1) / accuracy.shape[-1] ** 0.5
-
     figure = Figure(figsize=(13, 6.2), dpi=150, layout="constrained")
     reached = []
     for kind, accuracy in found.items():
@@ -189,10 +192,11 @@ def main() -> None:
     a, b = l2(1e-3, 0.01), decoupled(1e-3, 0.01)
     print(f"Adam with L2\n{a}\n\nand with that link swapped\n{diff(a, b)}\n")
 
+    run = partial(train, data=digits(noise=0.2), epochs=args.epochs)
     found, none = {}, np.empty(0)
     for kind, chain in {"L2": l2, "decoupled": decoupled}.items():
         grid = {"learning_rate": learning_rates, "weight_decay": [0.0, *DECAYS[kind]], "seed": range(args.seeds)}
-        table = sweep(partial(train, data=digits(noise=0.2), epochs=args.epochs), grid, {kind: chain})
+        table = sweep(run, grid, {kind: chain})
         accuracy = table["accuracy"].sel(variant=kind).values
         none, found[kind] = accuracy[:, 0], accuracy[:, 1:]  # without decay, the two chains are the same
     ridges = {kind: ridge(none, accuracy, learning_rates, DECAYS[kind]) for kind, accuracy in found.items()}

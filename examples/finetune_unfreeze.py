@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _effects import Gain
 from _looks import look, save
 from _options import Options
 from _training import Data, digits
 from flax import linen as nn
 from matplotlib.figure import Figure  # without pyplot, it draws to a file (Agg) and needs no display
-from scipy import stats  # comes with scikit-learn
 from tqdm import tqdm
 
 from linkax import Chain, adamw, migrate, param_groups
@@ -102,10 +102,9 @@ def main() -> None:
             f"{name:<24}  {mean[half]:13.3f}  {mean[min(half + 5, args.steps - 1)]:13.3f}  {mean[-1]:10.3f}"
             f"  {train_loss[-1]:13.4f}"
         )
-    gain = (losses["unfrozen, new optimizer"] - losses["unfrozen, migrated"])[:, -1, 1]
-    half_width = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5
+    gain = Gain.of((losses["unfrozen, new optimizer"] - losses["unfrozen, migrated"])[:, -1, 1])
     answer = (
-        f"At the end, the validation loss with the state carried over is lower by {gain.mean():.3f} ± {half_width:.3f}"
+        f"At the end, the validation loss with the state carried over is lower by {gain.mean:.3f} ± {gain.half:.3f}"
     )
     print(f"{answer} (95 %)")
 

@@ -9,14 +9,12 @@ from jax import lax
 
 from ._check import Number
 from ._leaves import like, map_updates, on_reals, times, wide
-from ._masks import check_flags, selected
-from ._trees import is_function
+from ._masks import check_mask, selected
 
 
 def add_decayed_weights(where: str, weight_decay: Any, mask: Any, factor: Number = 1.0) -> optax.GradientTransformation:
     """Adds factor · weight_decay · w to every leaf that `mask` selects; `where` is named in errors."""
-    if not is_function(mask):
-        check_flags(where, mask)
+    check_mask(where, mask)
 
     # Arrays may have half precision, in which 1/α would be rounded.
     share = jnp.asarray(weight_decay, jnp.result_type(float)) if isinstance(weight_decay, jax.Array) else weight_decay

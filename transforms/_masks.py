@@ -58,6 +58,12 @@ def check_flags(where: str, mask: Any) -> None:
             raise TypeError(f"{where}: mask must be a tree of True and False, got {what}{place}")
 
 
+def check_mask(where: str, mask: Any) -> None:
+    """Raises if a mask that is not a function of the parameters has a leaf that is not a boolean."""
+    if not is_function(mask):
+        check_flags(where, mask)
+
+
 def selected(where: str, mask: Any, params: optax.Params, to: str = "decay") -> Any:
     """A tree of booleans like `params`, from a mask that may be missing, a prefix, or a function of the parameters."""
     if mask is None:

@@ -13,11 +13,10 @@ from linkax.transforms._check import whole_number
 from linkax.transforms._formats import Blocks, Format, Rounding, axis_of, block_scales, decode, encode, fits
 from linkax.transforms._leaves import dtype_of, increment
 from linkax.transforms._link import links_of
-from linkax.transforms._masks import check_flags, selected
+from linkax.transforms._masks import check_mask, selected
 from linkax.transforms._meaning import Field
 from linkax.transforms._precision import wide_inside
 from linkax.transforms._rounding import LARGEST_SEED, seed_of
-from linkax.transforms._trees import is_function
 
 from ..algebra._chain import Chain, chain
 from ..algebra._paths import leaves_with_path, words
@@ -38,11 +37,10 @@ class PositiveBlocks(NamedTuple):
     scales: jax.Array
 
 
-_CODES = {jnp.dtype(name) for name in ("int8", "uint8", "int4", "float8_e4m3fn")}
-"""The dtypes of codes."""
-
 _OF_FORMAT = {"float8": ("float8_e4m3fn", "uint8"), "int8": ("int8", "uint8"), "int4": ("int4", "int4")}
-"""Those of each format, with a sign and without."""
+"""The dtypes of each format's codes, signed and unsigned."""
+
+_CODES = {jnp.dtype(name) for names in _OF_FORMAT.values() for name in names}
 
 
 def _place_of(inner: optax.GradientTransformation, **_: Any) -> Place | None:
@@ -151,8 +149,7 @@ def stored(
     """
     min_size = whole_number("stored: min_size", min_size)
     seed = whole_number("stored: seed", seed, most=LARGEST_SEED)
-    if mask is not None and not is_function(mask):
-        check_flags("stored", mask)
+    check_mask("stored", mask)
     links = links_of("stored: inner", inner)
     within = list(parts(links))
     if coded := [part.name for part in within if any(slot.view for slot in part.link.slots.values())]:
