@@ -8,6 +8,7 @@ from .laboratory._sweep import sweep as sweep
 from .optimizers._adadelta import adadelta as adadelta
 from .optimizers._adagrad import adagrad as adagrad
 from .optimizers._adam import adam as adam
+from .optimizers._adamax import adamax as adamax
 from .optimizers._adamw import adamw as adamw
 from .optimizers._nadam import nadam as nadam
 from .optimizers._rmsprop import rmsprop as rmsprop

@@ -15,6 +15,8 @@ from ._check import Positive as Positive
 from ._check import ProperFraction as ProperFraction
 from ._check import Rate as Rate
 from ._decoupled import decoupled_weight_decay as decoupled_weight_decay
+from ._infinity_norm import InfinityNormState as InfinityNormState
+from ._infinity_norm import infinity_norm as infinity_norm
 from ._inverse_time_decay import InverseTimeDecayState as InverseTimeDecayState
 from ._inverse_time_decay import scale_by_inverse_time_decay as scale_by_inverse_time_decay
 from ._l2 import add_l2_to_grad as add_l2_to_grad

@@ -294,6 +294,15 @@ def weighted(old: jax.Array, new: jax.Array, decay: Any, weight: Any = 1.0) -> j
     return lax.add(times(decay, old), total)
 
 
+def faded(old: jax.Array, decay: Any) -> jax.Array:
+    """decay · old, of a real array, as if `decay` were not rounded to its dtype; see `weighted`."""
+    if type(decay) in (int, float):
+        decay, rest = _in_two(decay, _real_dtype(old.dtype))
+        if rest:
+            return lax.add(times(decay, old), times(rest, old))
+    return times(decay, old)
+
+
 @functools.lru_cache(1024)
 def _in_two(value: float, dtype: Any) -> tuple[float, float]:
     """Splits a number in [0, 1] into one that `dtype` holds exactly, and a remainder (0 if it holds the number)."""

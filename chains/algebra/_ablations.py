@@ -131,7 +131,7 @@ def _without(part: Part, every: list[Part]) -> Iterator[_Step]:
 def _alternatives(part: Part, every: list[Part]) -> Iterator[Alternative]:
     """The usual alternatives to a link, as it declares them, and ε moved into or out of the root."""
     given = part.link.hyperparams
-    if not part.link.is_foreign and "eps_in_sqrt" in given:
+    if not part.link.is_foreign and "eps_in_sqrt" in given and given["eps"] is not None:
         where = "outside" if given["eps_in_sqrt"] else "in"
         yield Alternative(f"eps {where} the root", (part.link.replace(eps_in_sqrt=not given["eps_in_sqrt"]),))
     behind = [other.link for other in every if other.path[:-1] == part.path[:-1] and other.path > part.path]

@@ -9,6 +9,7 @@ from ..algebra._chain import Chain
 from ..optimizers._adadelta import adadelta
 from ..optimizers._adagrad import adagrad
 from ..optimizers._adam import adam
+from ..optimizers._adamax import adamax
 from ..optimizers._adamw import adamw
 from ..optimizers._nadam import nadam
 from ..optimizers._rmsprop import rmsprop
@@ -27,6 +28,8 @@ class _Kind(NamedTuple):
 
 
 _COMMON = "lr weight_decay maximize "
+_SWITCHES = "maximize foreach differentiable capturable"
+"""What the groups of PyTorch's newer optimizers have, and other libraries' with the same hyperparameters have not."""
 _ADAMS = "betas eps amsgrad", "betas amsgrad", "step exp_avg exp_avg_sq max_exp_avg_sq"
 _KINDS: dict[str, _Kind] = {
     "SGD": _Kind(sgd, _COMMON + "momentum dampening nesterov", "dampening nesterov", "momentum_buffer"),
@@ -48,6 +51,7 @@ _KINDS: dict[str, _Kind] = {
         "momentum_decay",
         "step mu_product exp_avg exp_avg_sq",
     ),
+    "Adamax": _Kind(adamax, _COMMON + "betas eps", "betas eps " + _SWITCHES, "step exp_avg exp_inf"),
 }
 _RENAMED = {"alpha": "decay"}
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
@@ -60,9 +64,9 @@ def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequ
 
     Args:
         optimizer: A `torch.optim` optimizer, or a pair of its class's name and its hyperparameters: a dictionary, or
-            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW and NAdam are supported
-            with all their arguments; missing ones have PyTorch's defaults. Implementation options (`foreach`, `fused`,
-            `capturable`, `differentiable`) are ignored.
+            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, NAdam and Adamax are
+            supported with all their arguments; missing ones have PyTorch's defaults. Implementation options
+            (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
         labels: If there are several groups, which of them each parameter belongs to, as for `param_groups`; the groups
             are called `"0"`, `"1"`, and so on. `torch_labels` creates the labels from PyTorch's names.
         learning_rate: A learning rate to use instead of `lr`, a number or a schedule, or one for each group. A

@@ -115,7 +115,7 @@ def test_every_kind_of_real_number_is_a_hyperparameter(optimizer: Optimizer, num
 
 @each_optimizer
 def test_vmap_over_every_hyperparameter_gives_what_a_loop_gives(optimizer: Optimizer, x64):
-    params, gradients = some_params(), some_gradients()
+    params, gradients = some_params(), some_gradients(8)  # RAdam is rectified from step 6 on
 
     def final(numbers):
         return run(optimizer(**numbers), params, gradients)[0]
@@ -129,7 +129,8 @@ def test_vmap_over_every_hyperparameter_gives_what_a_loop_gives(optimizer: Optim
         expected = final(row) if index == 0 else alone({name: jnp.asarray(value) for name, value in row.items()})
         assert_close(nth(together, index), expected, message=name)
         if index > 0:  # the hyperparameter does something
-            assert jnp.abs(together["w"][index] - together["w"][0]).min() > 1e-9, name
+            change = jnp.abs(together["w"][index] - together["w"][0])
+            assert (change.max() if name in optimizer.sporadic else change.min()) > 1e-9, name
 
 
 @each_hyperparameter
@@ -316,7 +317,7 @@ def test_extreme_gradients_give_finite_updates_and_zero_gradients_none(optimizer
 
 
 @pytest.mark.parametrize(
-    "optimizer", [row for row in OPTIMIZERS if "b2" in row.hyperparameters], ids=lambda row: row.name
+    "optimizer", [row for row in OPTIMIZERS if "mean_square" in repr(row())], ids=lambda row: row.name
 )
 def test_a_bfloat16_second_moment_does_not_stall(optimizer: Optimizer):
     params, gradients = {"w": jnp.zeros(2, jnp.bfloat16)}, {"w": jnp.full((2000, 2), 0.5, jnp.bfloat16)}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd
+from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, nadam, rmsprop, sgd
 
 CHAINS: Mapping[str, Callable[..., Chain]] = {
     "SGD": sgd,
@@ -13,6 +13,7 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
     "Adam": adam,
     "AdamW": adamw,
     "NAdam": nadam,
+    "Adamax": adamax,
 }
 
 RENAMED = {"lr": "learning_rate", "alpha": "decay"}
@@ -55,4 +56,6 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("NAdam", {}),
     ("NAdam", {"momentum_decay": 0.1, "betas": (0.95, 0.99), "weight_decay": 0.1, "maximize": True}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Adamax", {}),
+    ("Adamax", {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
 )

@@ -102,6 +102,12 @@ def dozat(g, w, t, s):
     return w - 0.002 * m_hat / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
 
+def kingma_max(g, w, t, s):
+    s["m"] = 0.9 * s.get("m", 0) + (1 - 0.9) * g
+    s["u"] = np.maximum(0.999 * s.get("u", 0), np.abs(g))
+    return w - 0.002 / (1 - 0.9**t) * s["m"] / s["u"]
+
+
 PAPERS = {
     "SGD: paper, momentum": polyak,
     "Adagrad: paper": duchi,
@@ -113,6 +119,7 @@ PAPERS = {
     "AdamW: paper": loshchilov,
     "AdamW: paper, no schedule": loshchilov_constant,
     "NAdam: paper": dozat,
+    "Adamax: paper": kingma_max,
 }
 
 
@@ -185,7 +192,7 @@ def test_line(x64, name, request):
 
 def test_every_optimizer_and_framework_is_there():
     named = {tuple(name.split(": ")) for name in lines()}
-    for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam"):
+    for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"):
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()
     assert importlib.util.find_spec("optax")

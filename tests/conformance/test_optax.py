@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from linkax.chains import adadelta, adagrad, adam, adamw, chain, nadam, rmsprop, sgd
+from linkax.chains import adadelta, adagrad, adam, adamax, adamw, chain, nadam, rmsprop, sgd
 from linkax.transforms import (
     add_l2_to_grad,
     bias_correction,
@@ -69,6 +69,8 @@ PAIRS = {
         nadam(1e-2, momentum_decay=None, weight_decay=0.1, decoupled_weight_decay=True),
         optax.nadamw(1e-2, weight_decay=0.1),
     ),
+    "adamax": (adamax(1e-2), optax.adamax(1e-2)),
+    "adamaxw": (adamax(1e-2).add(decoupled_weight_decay(0.1)), optax.adamaxw(1e-2, weight_decay=0.1)),
     "decay that the learning rate does not multiply": (
         adam(1e-2).add(decoupled_weight_decay(0.1, multiplied_by="nothing")),
         optax.chain(optax.adam(1e-2), optax.add_decayed_weights(-0.1)),

@@ -74,6 +74,7 @@ ARGUMENTS = {
         }
         | common
     ),
+    "Adamax": st.fixed_dictionaries({"lr": learning_rate, "betas": betas, "eps": eps} | common),
 }
 
 
@@ -109,6 +110,7 @@ COMPLEX = [
     ("Adam", {"amsgrad": True, "maximize": True}),
     ("AdamW", {"amsgrad": True}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Adamax", {"weight_decay": 0.1}),
 ]
 
 
@@ -149,6 +151,8 @@ REFUSED = [
     ("AdamW", {"weight_decay": -0.1}),
     ("NAdam", {"momentum_decay": -0.1}),
     ("NAdam", {"betas": (1.5, 0.9)}),
+    ("Adamax", {"eps": -1e-8}),
+    ("Adamax", {"betas": (0.9, 1.0)}),
 ]
 
 

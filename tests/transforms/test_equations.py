@@ -14,6 +14,7 @@ from linkax.transforms import (
     add_l2_to_grad,
     bias_correction,
     decoupled_weight_decay,
+    infinity_norm,
     mean_square,
     moment_ratio,
     negate_grad,
@@ -79,6 +80,13 @@ def sums(start):
         yield total
 
 
+def largest(decay, eps):
+    nu = np.zeros_like(GRADS[0])
+    for g in GRADS:
+        nu = np.maximum(decay * nu, np.abs(g) + eps)
+        yield nu**2
+
+
 def variances(decay):
     mu = np.zeros_like(GRADS[0])
     for g, nu in zip(GRADS, squares(decay)):
@@ -121,6 +129,7 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
     ),
     "mean_square": (st.fixed_dictionaries({"decay": fraction}), mean_square, squares),
     "sum_of_squares": (st.fixed_dictionaries({"start": size}), lambda start: sum_of_squares(start), sums),
+    "infinity_norm": (st.fixed_dictionaries({"decay": fraction, "eps": eps}), infinity_norm, largest),
     # Close to 0 a variance is the difference of equal numbers, and close to 1 an average of nothing.
     "variance": (st.fixed_dictionaries({"decay": st.floats(0.1, 0.99)}), variance, variances),
     "running_max": (st.just({}), running_max, lambda: np.maximum.accumulate(np.maximum(GRADS, 0))),
@@ -148,6 +157,11 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         st.fixed_dictionaries({"b1": proper, "b2": proper, "eps": eps}),
         lambda b1, b2, eps: moment_ratio(scale_by_momentum(b1, dampening=b1), mean_square(b2), eps),
         lambda b1, b2, eps: (m / (np.sqrt(v) + eps) for m, v in zip(momentum(b1, b1, "zeros"), squares(b2))),
+    ),
+    "moment_ratio, of an infinity norm": (
+        st.fixed_dictionaries({"b1": proper, "b2": proper, "eps": eps}),
+        lambda b1, b2, eps: moment_ratio(scale_by_momentum(b1, dampening=b1), infinity_norm(b2, eps)),
+        lambda b1, b2, eps: (m / np.sqrt(v) for m, v in zip(momentum(b1, b1, "zeros"), largest(b2, eps))),
     ),
     "scale_by_past_rms": (
         st.fixed_dictionaries({"decay": fraction, "eps": eps}),

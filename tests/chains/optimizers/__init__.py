@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd
+from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, nadam, rmsprop, sgd
 
 VALUES = {
     # Two values of every numeric hyperparameter. ε is large, so that changing it shows.
@@ -39,6 +39,7 @@ class Optimizer:
     factory: Callable[..., Chain]
     hyperparameters: tuple[str, ...]
     switches: dict[str, Any] = field(default_factory=dict)
+    sporadic: tuple[str, ...] = ()  # hyperparameters that only change some elements in some steps
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -69,6 +70,7 @@ OPTIMIZERS = [
     Optimizer("adamw_maximize", adamw, _ADAM, {"maximize": True}),
     Optimizer("nadam", nadam, (*_ADAM, "momentum_decay")),
     Optimizer("nadam_decoupled", nadam, (*_ADAM, "momentum_decay"), {"decoupled_weight_decay": True}),
+    Optimizer("adamax", adamax, _ADAM, sporadic=("b2",)),
 ]
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 each_hyperparameter = pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from linkax.chains import (
     adadelta,
     adagrad,
     adam,
+    adamax,
     adamw,
     chain,
     diff,
@@ -61,6 +62,7 @@ OPTIMIZERS = {
     "amsgrad": lambda **given: adam(1e-2, amsgrad=True, **given),
     "adamw": lambda **given: adamw(1e-2, **given),
     "nadam": lambda **given: nadam(1e-2, **given),
+    "adamax": lambda **given: adamax(1e-2, **given),
 }
 PAIRS = {(name, "int8"): (make, "int8") for name, make in OPTIMIZERS.items()}
 PAIRS |= {("amsgrad", as_): (OPTIMIZERS["amsgrad"], as_) for as_ in FORMATS}
