@@ -11,6 +11,7 @@ from .optimizers._adam import adam as adam
 from .optimizers._adamax import adamax as adamax
 from .optimizers._adamw import adamw as adamw
 from .optimizers._nadam import nadam as nadam
+from .optimizers._radam import radam as radam
 from .optimizers._rmsprop import rmsprop as rmsprop
 from .optimizers._sgd import sgd as sgd
 from .optimizers._sparse_adam import sparse_adam as sparse_adam

@@ -15,6 +15,7 @@ from ._check import Positive as Positive
 from ._check import ProperFraction as ProperFraction
 from ._check import Rate as Rate
 from ._decoupled import decoupled_weight_decay as decoupled_weight_decay
+from ._eps import add_eps as add_eps
 from ._infinity_norm import InfinityNormState as InfinityNormState
 from ._infinity_norm import infinity_norm as infinity_norm
 from ._inverse_time_decay import InverseTimeDecayState as InverseTimeDecayState
@@ -47,6 +48,8 @@ from ._momentum import scale_by_momentum as scale_by_momentum
 from ._negate import negate_grad as negate_grad
 from ._nesterov import ScaleByNesterovState as ScaleByNesterovState
 from ._nesterov import scale_by_nesterov as scale_by_nesterov
+from ._rectification import RectificationState as RectificationState
+from ._rectification import rectification as rectification
 from ._rms import scale_by_rms as scale_by_rms
 from ._rows import row_gradient as row_gradient
 from ._rss import scale_by_rss as scale_by_rss

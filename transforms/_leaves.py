@@ -415,6 +415,11 @@ def gathered(weight: jax.Array, lost: jax.Array, rest: jax.Array) -> tuple[jax.A
     Only positive terms are added, so nothing cancels. The rounding error is carried over to the next step. Without
     that, the weight of an average that forgets a thousandth per step would end up wrong by 3e-5 in float32.
     """
-    gain = (1 - weight - lost) * rest + lost
-    total = weight + gain
-    return total, gain - (total - weight)
+    return compensated(weight, lost, (1 - weight - lost) * rest)
+
+
+def compensated(total: jax.Array, lost: jax.Array, gain: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """total + gain, and its rounding error, which is added in the next step."""
+    gain = gain + lost
+    new = total + gain
+    return new, gain - (new - total)

@@ -12,6 +12,7 @@ from ..optimizers._adam import adam
 from ..optimizers._adamax import adamax
 from ..optimizers._adamw import adamw
 from ..optimizers._nadam import nadam
+from ..optimizers._radam import radam
 from ..optimizers._rmsprop import rmsprop
 from ..optimizers._sgd import sgd
 from ..running._param_groups import param_groups
@@ -51,6 +52,12 @@ _KINDS: dict[str, _Kind] = {
         "momentum_decay",
         "step mu_product exp_avg exp_avg_sq",
     ),
+    "RAdam": _Kind(
+        radam,
+        _COMMON + "betas eps decoupled_weight_decay",
+        "betas eps decoupled_weight_decay " + _SWITCHES,
+        "step exp_avg exp_avg_sq",
+    ),
     "Adamax": _Kind(adamax, _COMMON + "betas eps", "betas eps " + _SWITCHES, "step exp_avg exp_inf"),
 }
 _RENAMED = {"alpha": "decay"}
@@ -64,8 +71,8 @@ def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequ
 
     Args:
         optimizer: A `torch.optim` optimizer, or a pair of its class's name and its hyperparameters: a dictionary, or
-            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, NAdam and Adamax are
-            supported with all their arguments; missing ones have PyTorch's defaults. Implementation options
+            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, NAdam, RAdam and
+            Adamax are supported with all their arguments; missing ones have PyTorch's defaults. Implementation options
             (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
         labels: If there are several groups, which of them each parameter belongs to, as for `param_groups`; the groups
             are called `"0"`, `"1"`, and so on. `torch_labels` creates the labels from PyTorch's names.
@@ -177,7 +184,7 @@ def class_of(group: Mapping[str, Any]) -> str | None:
 def known_hyperparams(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a group that affect the optimizer of that name."""
     known = {*_KINDS[name].arguments.split(), "decoupled_weight_decay"}
-    if name not in ("Adam", "AdamW", "NAdam"):
+    if name not in ("Adam", "AdamW", "NAdam", "RAdam"):
         known.remove("decoupled_weight_decay")
     return {key: _plain(value) for key, value in group.items() if key in known}
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, nadam, rmsprop, sgd
+from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, sgd
 
 CHAINS: Mapping[str, Callable[..., Chain]] = {
     "SGD": sgd,
@@ -14,6 +14,7 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
     "AdamW": adamw,
     "NAdam": nadam,
     "Adamax": adamax,
+    "RAdam": radam,
 }
 
 RENAMED = {"lr": "learning_rate", "alpha": "decay"}
@@ -58,4 +59,8 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("Adamax", {}),
     ("Adamax", {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    ("RAdam", {}),
+    ("RAdam", {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"betas": (0.9, 0.5), "weight_decay": 0.01}),
 )

@@ -108,6 +108,16 @@ def kingma_max(g, w, t, s):
     return w - 0.002 / (1 - 0.9**t) * s["m"] / s["u"]
 
 
+def liu(g, w, t, s):
+    m, v = _moments(g, s)
+    m_hat, longest = m / (1 - 0.9**t), 2 / (1 - 0.999) - 1
+    length = longest - 2 * t * 0.999**t / (1 - 0.999**t)
+    if length <= 4:
+        return w - 0.001 * m_hat
+    r = np.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
+    return w - 0.001 * r * m_hat / np.sqrt(v / (1 - 0.999**t))
+
+
 PAPERS = {
     "SGD: paper, momentum": polyak,
     "Adagrad: paper": duchi,
@@ -120,6 +130,7 @@ PAPERS = {
     "AdamW: paper, no schedule": loshchilov_constant,
     "NAdam: paper": dozat,
     "Adamax: paper": kingma_max,
+    "RAdam: paper": liu,
 }
 
 
@@ -194,5 +205,6 @@ def test_every_optimizer_and_framework_is_there():
     named = {tuple(name.split(": ")) for name in lines()}
     for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"):
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
+    assert {("RAdam", framework) for framework in ("PyTorch", "Optax")} <= named
     assert PAPERS.keys() <= lines().keys()
     assert importlib.util.find_spec("optax")

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from linkax.chains import adadelta, adagrad, adam, adamax, adamw, chain, nadam, rmsprop, sgd
+from linkax.chains import adadelta, adagrad, adam, adamax, adamw, chain, nadam, radam, rmsprop, sgd
 from linkax.transforms import (
+    add_eps,
     add_l2_to_grad,
     bias_correction,
     decoupled_weight_decay,
@@ -70,6 +71,10 @@ PAIRS = {
         optax.nadamw(1e-2, weight_decay=0.1),
     ),
     "adamax": (adamax(1e-2), optax.adamax(1e-2)),
+    "radam, eps after the bias correction": (
+        radam(1e-2).drop("add_eps").add(add_eps(1e-8), after="second.bias_correction"),
+        optax.radam(1e-2),
+    ),
     "adamaxw": (adamax(1e-2).add(decoupled_weight_decay(0.1)), optax.adamaxw(1e-2, weight_decay=0.1)),
     "decay that the learning rate does not multiply": (
         adam(1e-2).add(decoupled_weight_decay(0.1, multiplied_by="nothing")),

@@ -74,6 +74,16 @@ ARGUMENTS = {
         }
         | common
     ),
+    # PyTorch computes ρ_t as a difference of numbers of about 1 / (1 − β2).
+    "RAdam": st.fixed_dictionaries(
+        {
+            "lr": log_uniform(-5, -1),
+            "betas": st.tuples(st.floats(0, 0.9999), st.floats(0.5, 0.999)),
+            "eps": eps,
+            "decoupled_weight_decay": st.booleans(),
+        }
+        | common
+    ),
     "Adamax": st.fixed_dictionaries({"lr": learning_rate, "betas": betas, "eps": eps} | common),
 }
 
@@ -111,6 +121,7 @@ COMPLEX = [
     ("AdamW", {"amsgrad": True}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("Adamax", {"weight_decay": 0.1}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
 ]
 
 
@@ -153,6 +164,8 @@ REFUSED = [
     ("NAdam", {"betas": (1.5, 0.9)}),
     ("Adamax", {"eps": -1e-8}),
     ("Adamax", {"betas": (0.9, 1.0)}),
+    ("RAdam", {"eps": -1e-8}),
+    ("RAdam", {"betas": (0.9, 1.0)}),
 ]
 
 

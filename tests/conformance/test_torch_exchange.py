@@ -299,7 +299,7 @@ def test_export_checks_what_pytorch_does_not():
         export_state(adam(), smaller, state, torch.optim.Adam(walk.named()))
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax", "RAdam"])
 def test_every_argument_of_pytorchs_optimizers_is_understood(name):
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = getattr(torch.optim, name)([weight], lr=0.01)

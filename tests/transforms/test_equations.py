@@ -7,10 +7,12 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
 from linkax.transforms import (
+    add_eps,
     add_l2_to_grad,
     bias_correction,
     decoupled_weight_decay,
@@ -18,6 +20,7 @@ from linkax.transforms import (
     mean_square,
     moment_ratio,
     negate_grad,
+    rectification,
     running_max,
     scale_by_adadelta,
     scale_by_inverse_time_decay,
@@ -94,6 +97,16 @@ def variances(decay):
         yield nu - mu**2
 
 
+def rectified(decay, threshold):
+    # As a plain sum: the weight of the gradient from k steps ago is (1 − decay) decay^k.
+    longest = 2 / (1 - decay) - 1
+    for t, g in enumerate(GRADS, start=1):
+        weights = decay ** np.arange(t)
+        length = 1 + 2 * (np.arange(t) @ weights) / weights.sum()
+        inverse, limit = ((n - 4) * (n - 2) / n for n in (length, longest))
+        yield g * limit / inverse if min(length, longest) > threshold else np.ones_like(g)
+
+
 def divided(seconds, eps, eps_in_sqrt):
     for g, v in zip(GRADS, seconds):
         yield g / np.sqrt(v + eps) if eps_in_sqrt else g / (np.sqrt(v) + eps)
@@ -137,6 +150,16 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         st.fixed_dictionaries({"decay": proper}),
         bias_correction,
         lambda decay: (g / (1 - decay**t) for t, g in enumerate(GRADS, start=1)),
+    ),
+    "rectification": (
+        st.fixed_dictionaries({"decay": proper, "threshold": st.sampled_from([4.0, 5.0, 8.0])}),
+        rectification,
+        rectified,
+    ),
+    "add_eps": (
+        st.fixed_dictionaries({"eps": eps, "eps_in_sqrt": st.booleans()}),
+        lambda eps, eps_in_sqrt: optax.chain(mean_square(0.5), add_eps(eps, eps_in_sqrt)),
+        lambda eps, eps_in_sqrt: (v + eps if eps_in_sqrt else (np.sqrt(v) + eps) ** 2 for v in squares(0.5)),
     ),
     "scale_by_rms": (
         st.fixed_dictionaries({"decay": proper, "eps": eps, "eps_in_sqrt": st.booleans()}),

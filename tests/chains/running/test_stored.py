@@ -29,6 +29,7 @@ from linkax.chains import (
     migrate_nnx,
     nadam,
     param_groups,
+    radam,
     rmsprop,
     sgd,
     stored,
@@ -62,6 +63,7 @@ OPTIMIZERS = {
     "amsgrad": lambda **given: adam(1e-2, amsgrad=True, **given),
     "adamw": lambda **given: adamw(1e-2, **given),
     "nadam": lambda **given: nadam(1e-2, **given),
+    "radam": lambda **given: radam(1e-2, **given),
     "adamax": lambda **given: adamax(1e-2, **given),
 }
 PAIRS = {(name, "int8"): (make, "int8") for name, make in OPTIMIZERS.items()}
