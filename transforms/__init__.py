@@ -8,6 +8,8 @@ from ._adadelta import scale_by_adadelta as scale_by_adadelta
 from ._adadelta import scale_by_past_rms as scale_by_past_rms
 from ._bias_correction import BiasCorrectionState as BiasCorrectionState
 from ._bias_correction import bias_correction as bias_correction
+from ._blended_momentum import ScaleByBlendedMomentumState as ScaleByBlendedMomentumState
+from ._blended_momentum import scale_by_blended_momentum as scale_by_blended_momentum
 from ._check import Constant as Constant
 from ._check import Fraction as Fraction
 from ._check import NonNegative as NonNegative
@@ -55,6 +57,7 @@ from ._rows import row_gradient as row_gradient
 from ._rss import scale_by_rss as scale_by_rss
 from ._running_max import RunningMaxState as RunningMaxState
 from ._running_max import running_max as running_max
+from ._sign import scale_by_sign as scale_by_sign
 from ._stddev import scale_by_stddev as scale_by_stddev
 from ._sum_of_squares import SumOfSquaresState as SumOfSquaresState
 from ._sum_of_squares import sum_of_squares as sum_of_squares

@@ -115,7 +115,7 @@ def test_every_kind_of_real_number_is_a_hyperparameter(optimizer: Optimizer, num
 
 @each_optimizer
 def test_vmap_over_every_hyperparameter_gives_what_a_loop_gives(optimizer: Optimizer, x64):
-    params, gradients = some_params(), some_gradients(8)  # RAdam is rectified from step 6 on
+    params, gradients = some_params(), some_gradients(40)  # RAdam is rectified from step 6 on
 
     def final(numbers):
         return run(optimizer(**numbers), params, gradients)[0]
@@ -199,7 +199,7 @@ def test_gradients_through_twenty_steps_are_finite_differences(optimizer: Optimi
         # Two losses of size 10, rounded at 1e-16 of it, over a step of 1e-9 (ε) or more: 1e-6. The step itself is
         # at most a thousandth of 1 − β2, so the error from the curvature is a millionth.
         np.testing.assert_allclose(gradient[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
-        assert gradient[name] != 0
+        assert gradient[name] != 0 or name in optimizer.sporadic
 
 
 @each_optimizer

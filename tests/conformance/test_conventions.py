@@ -118,6 +118,12 @@ def liu(g, w, t, s):
     return w - 0.001 * r * m_hat / np.sqrt(v / (1 - 0.999**t))
 
 
+def chen(g, w, t, s):
+    m = s.get("m", 0)
+    s["m"] = 0.99 * m + (1 - 0.99) * g
+    return w - 1e-4 * (np.sign(0.9 * m + (1 - 0.9) * g) + 0.1 * w)
+
+
 PAPERS = {
     "SGD: paper, momentum": polyak,
     "Adagrad: paper": duchi,
@@ -131,6 +137,7 @@ PAPERS = {
     "NAdam: paper": dozat,
     "Adamax: paper": kingma_max,
     "RAdam: paper": liu,
+    "Lion: paper": chen,
 }
 
 
@@ -206,5 +213,6 @@ def test_every_optimizer_and_framework_is_there():
     for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"):
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
     assert {("RAdam", framework) for framework in ("PyTorch", "Optax")} <= named
+    assert {("Lion", framework) for framework in ("Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()
     assert importlib.util.find_spec("optax")

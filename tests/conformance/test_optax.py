@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from linkax.chains import adadelta, adagrad, adam, adamax, adamw, chain, nadam, radam, rmsprop, sgd
+from linkax.chains import adadelta, adagrad, adam, adamax, adamw, chain, lion, nadam, radam, rmsprop, sgd
 from linkax.transforms import (
     add_eps,
     add_l2_to_grad,
@@ -16,6 +16,7 @@ from linkax.transforms import (
     scale_by_learning_rate,
     scale_by_momentum,
     scale_by_rms,
+    scale_by_sign,
 )
 
 from .stream import assert_same_path, gradients, parameters, walk
@@ -75,6 +76,12 @@ PAIRS = {
         radam(1e-2).drop("add_eps").add(add_eps(1e-8), after="second.bias_correction"),
         optax.radam(1e-2),
     ),
+    "lion": (lion(1e-3), optax.lion(1e-3)),
+    "lion with other numbers": (
+        lion(SCHEDULE, b1=0.95, b2=0.8, weight_decay=0.1),
+        optax.lion(SCHEDULE, b1=0.95, b2=0.8, weight_decay=0.1),
+    ),
+    "sign of the gradient": (chain(scale_by_sign(), scale_by_learning_rate(0.1)), optax.sign_sgd(0.1)),
     "adamaxw": (adamax(1e-2).add(decoupled_weight_decay(0.1)), optax.adamaxw(1e-2, weight_decay=0.1)),
     "decay that the learning rate does not multiply": (
         adam(1e-2).add(decoupled_weight_decay(0.1, multiplied_by="nothing")),

@@ -23,6 +23,7 @@ from linkax.transforms import (
     rectification,
     running_max,
     scale_by_adadelta,
+    scale_by_blended_momentum,
     scale_by_inverse_time_decay,
     scale_by_learning_rate,
     scale_by_momentum,
@@ -30,6 +31,7 @@ from linkax.transforms import (
     scale_by_past_rms,
     scale_by_rms,
     scale_by_rss,
+    scale_by_sign,
     scale_by_stddev,
     sum_of_squares,
     variance,
@@ -67,6 +69,13 @@ def nesterov(decay, form, momentum_decay=None):
             )
             product *= now
             yield (1 - now) / (1 - product) * g + ahead / (1 - product * ahead) * mu
+
+
+def blended(blend, decay):
+    mu = np.zeros_like(GRADS[0])
+    for g in GRADS:
+        yield blend * mu + (1 - blend) * g
+        mu = decay * mu + (1 - decay) * g
 
 
 def squares(decay):
@@ -140,6 +149,12 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         scale_by_nesterov,
         nesterov,
     ),
+    "scale_by_blended_momentum": (
+        st.fixed_dictionaries({"blend": fraction, "decay": fraction}),
+        scale_by_blended_momentum,
+        blended,
+    ),
+    "scale_by_sign": (st.just({}), scale_by_sign, lambda: np.where(GRADS > 0, 1.0, -1.0)),
     "mean_square": (st.fixed_dictionaries({"decay": fraction}), mean_square, squares),
     "sum_of_squares": (st.fixed_dictionaries({"start": size}), lambda start: sum_of_squares(start), sums),
     "infinity_norm": (st.fixed_dictionaries({"decay": fraction, "eps": eps}), infinity_norm, largest),

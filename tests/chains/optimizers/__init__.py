@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, sgd
+from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, lion, nadam, radam, rmsprop, sgd
 
 VALUES = {
     # Two values of every numeric hyperparameter. ε is large, so that changing it shows.
@@ -73,6 +73,7 @@ OPTIMIZERS = [
     Optimizer("adamax", adamax, _ADAM, sporadic=("b2",)),
     Optimizer("radam", radam, _ADAM),
     Optimizer("radam_decoupled", radam, _ADAM, {"decoupled_weight_decay": True}),
+    Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 each_hyperparameter = pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from linkax.chains import (
     adamw,
     chain,
     diff,
+    lion,
     live,
     migrate,
     migrate_nnx,
@@ -64,6 +65,7 @@ OPTIMIZERS = {
     "adamw": lambda **given: adamw(1e-2, **given),
     "nadam": lambda **given: nadam(1e-2, **given),
     "radam": lambda **given: radam(1e-2, **given),
+    "lion": lambda **given: lion(1e-3, **given),
     "adamax": lambda **given: adamax(1e-2, **given),
 }
 PAIRS = {(name, "int8"): (make, "int8") for name, make in OPTIMIZERS.items()}
