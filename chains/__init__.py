@@ -5,6 +5,7 @@ from .algebra._chain import Chain as Chain
 from .algebra._chain import chain as chain
 from .algebra._diff import diff as diff
 from .laboratory._sweep import sweep as sweep
+from .optimizers._adabelief import adabelief as adabelief
 from .optimizers._adadelta import adadelta as adadelta
 from .optimizers._adagrad import adagrad as adagrad
 from .optimizers._adam import adam as adam

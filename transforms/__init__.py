@@ -17,6 +17,8 @@ from ._check import Positive as Positive
 from ._check import ProperFraction as ProperFraction
 from ._check import Rate as Rate
 from ._decoupled import decoupled_weight_decay as decoupled_weight_decay
+from ._deviation import DeviationState as DeviationState
+from ._deviation import deviation as deviation
 from ._eps import add_eps as add_eps
 from ._infinity_norm import InfinityNormState as InfinityNormState
 from ._infinity_norm import infinity_norm as infinity_norm

@@ -317,7 +317,9 @@ def test_extreme_gradients_give_finite_updates_and_zero_gradients_none(optimizer
 
 
 @pytest.mark.parametrize(
-    "optimizer", [row for row in OPTIMIZERS if "mean_square" in repr(row())], ids=lambda row: row.name
+    "optimizer",
+    [row for row in OPTIMIZERS if row.has_link("mean_square") and not row.has_link("deviation")],
+    ids=lambda row: row.name,
 )
 def test_a_bfloat16_second_moment_does_not_stall(optimizer: Optimizer):
     params, gradients = {"w": jnp.zeros(2, jnp.bfloat16)}, {"w": jnp.full((2000, 2), 0.5, jnp.bfloat16)}

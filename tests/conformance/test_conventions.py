@@ -124,6 +124,12 @@ def chen(g, w, t, s):
     return w - 1e-4 * (np.sign(0.9 * m + (1 - 0.9) * g) + 0.1 * w)
 
 
+def zhuang(g, w, t, s):
+    s["m"] = 0.9 * s.get("m", 0) + (1 - 0.9) * g
+    s["s"] = 0.999 * s.get("s", 0) + (1 - 0.999) * (g - s["m"]) ** 2 + 1e-8
+    return w - 0.001 * (s["m"] / (1 - 0.9**t)) / (np.sqrt(s["s"] / (1 - 0.999**t)) + 1e-8)
+
+
 PAPERS = {
     "SGD: paper, momentum": polyak,
     "Adagrad: paper": duchi,
@@ -138,6 +144,7 @@ PAPERS = {
     "Adamax: paper": kingma_max,
     "RAdam: paper": liu,
     "Lion: paper": chen,
+    "AdaBelief: paper": zhuang,
 }
 
 
@@ -213,6 +220,7 @@ def test_every_optimizer_and_framework_is_there():
     for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"):
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
     assert {("RAdam", framework) for framework in ("PyTorch", "Optax")} <= named
+    assert ("AdaBelief", "Optax") in named
     assert {("Lion", framework) for framework in ("Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()
     assert importlib.util.find_spec("optax")

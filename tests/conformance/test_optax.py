@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from linkax.chains import adadelta, adagrad, adam, adamax, adamw, chain, lion, nadam, radam, rmsprop, sgd
+from linkax.chains import adabelief, adadelta, adagrad, adam, adamax, adamw, chain, lion, nadam, radam, rmsprop, sgd
 from linkax.transforms import (
     add_eps,
     add_l2_to_grad,
@@ -76,6 +76,7 @@ PAIRS = {
         radam(1e-2).drop("add_eps").add(add_eps(1e-8), after="second.bias_correction"),
         optax.radam(1e-2),
     ),
+    "adabelief": (adabelief(1e-2, eps=1e-5), optax.adabelief(1e-2, eps=0.0, eps_root=1e-8)),
     "lion": (lion(1e-3), optax.lion(1e-3)),
     "lion with other numbers": (
         lion(SCHEDULE, b1=0.95, b2=0.8, weight_decay=0.1),

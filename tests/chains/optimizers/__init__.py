@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, lion, nadam, radam, rmsprop, sgd
+from linkax.chains import Chain, adabelief, adadelta, adagrad, adam, adamax, adamw, lion, nadam, radam, rmsprop, sgd
 
 VALUES = {
     # Two values of every numeric hyperparameter. ε is large, so that changing it shows.
@@ -49,6 +49,10 @@ class Optimizer:
     def other_numbers(self) -> dict[str, float]:
         return {name: VALUES[name][1] for name in self.hyperparameters}
 
+    def has_link(self, name: str) -> bool:
+        """Whether the chain has a link of this name, other than in an abbreviation."""
+        return f" {name}(" in repr(self())
+
     def __call__(self, **changes: Any) -> Any:  # a Chain; Optax's types take states and updates for bare arrays
         return self.factory(**{**self.numbers, **self.switches, **changes})
 
@@ -73,6 +77,7 @@ OPTIMIZERS = [
     Optimizer("adamax", adamax, _ADAM, sporadic=("b2",)),
     Optimizer("radam", radam, _ADAM),
     Optimizer("radam_decoupled", radam, _ADAM, {"decoupled_weight_decay": True}),
+    Optimizer("adabelief", adabelief, _ADAM),
     Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)

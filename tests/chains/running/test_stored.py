@@ -17,6 +17,7 @@ from linkax.chains import (
     PositiveBlocks,
     StoredState,
     ablations,
+    adabelief,
     adadelta,
     adagrad,
     adam,
@@ -66,6 +67,7 @@ OPTIMIZERS = {
     "nadam": lambda **given: nadam(1e-2, **given),
     "radam": lambda **given: radam(1e-2, **given),
     "lion": lambda **given: lion(1e-3, **given),
+    "adabelief": lambda **given: adabelief(1e-2, eps=1e-8, **given),
     "adamax": lambda **given: adamax(1e-2, **given),
 }
 PAIRS = {(name, "int8"): (make, "int8") for name, make in OPTIMIZERS.items()}
