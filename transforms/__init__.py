@@ -63,5 +63,6 @@ from ._sign import scale_by_sign as scale_by_sign
 from ._stddev import scale_by_stddev as scale_by_stddev
 from ._sum_of_squares import SumOfSquaresState as SumOfSquaresState
 from ._sum_of_squares import sum_of_squares as sum_of_squares
+from ._trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from ._variance import VarianceState as VarianceState
 from ._variance import variance as variance

@@ -130,6 +130,12 @@ def zhuang(g, w, t, s):
     return w - 0.001 * (s["m"] / (1 - 0.9**t)) / (np.sqrt(s["s"] / (1 - 0.999**t)) + 1e-8)
 
 
+def you(g, w, t, s):
+    m, v = _moments(g, s)
+    u = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6) + 0.1 * w
+    return w - 0.001 * np.linalg.norm(w) / np.linalg.norm(u) * u
+
+
 PAPERS = {
     "SGD: paper, momentum": polyak,
     "Adagrad: paper": duchi,
@@ -145,6 +151,7 @@ PAPERS = {
     "RAdam: paper": liu,
     "Lion: paper": chen,
     "AdaBelief: paper": zhuang,
+    "LAMB: paper": you,
 }
 
 
@@ -221,6 +228,6 @@ def test_every_optimizer_and_framework_is_there():
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
     assert {("RAdam", framework) for framework in ("PyTorch", "Optax")} <= named
     assert ("AdaBelief", "Optax") in named
-    assert {("Lion", framework) for framework in ("Optax", "Keras")} <= named
+    assert {(optimizer, framework) for optimizer in ("Lion", "LAMB") for framework in ("Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()
     assert importlib.util.find_spec("optax")

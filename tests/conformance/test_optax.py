@@ -4,7 +4,21 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from linkax.chains import adabelief, adadelta, adagrad, adam, adamax, adamw, chain, lion, nadam, radam, rmsprop, sgd
+from linkax.chains import (
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    chain,
+    lamb,
+    lion,
+    nadam,
+    radam,
+    rmsprop,
+    sgd,
+)
 from linkax.transforms import (
     add_eps,
     add_l2_to_grad,
@@ -17,6 +31,7 @@ from linkax.transforms import (
     scale_by_momentum,
     scale_by_rms,
     scale_by_sign,
+    scale_by_trust_ratio,
 )
 
 from .stream import assert_same_path, gradients, parameters, walk
@@ -77,6 +92,12 @@ PAIRS = {
         optax.radam(1e-2),
     ),
     "adabelief": (adabelief(1e-2, eps=1e-5), optax.adabelief(1e-2, eps=0.0, eps_root=1e-8)),
+    "lamb": (lamb(1e-2), optax.lamb(1e-2)),
+    "lamb with decay": (lamb(SCHEDULE, weight_decay=0.1), optax.lamb(SCHEDULE, weight_decay=0.1)),
+    "trust ratio of the gradient": (
+        chain(decoupled_weight_decay(0.1), scale_by_trust_ratio(), scale_by_learning_rate(0.01)),
+        optax.lars(1.0, weight_decay=0.1, trust_coefficient=0.01, momentum=0.0),
+    ),
     "lion": (lion(1e-3), optax.lion(1e-3)),
     "lion with other numbers": (
         lion(SCHEDULE, b1=0.95, b2=0.8, weight_decay=0.1),

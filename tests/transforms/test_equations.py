@@ -34,6 +34,7 @@ from linkax.transforms import (
     scale_by_rss,
     scale_by_sign,
     scale_by_stddev,
+    scale_by_trust_ratio,
     sum_of_squares,
     variance,
 )
@@ -216,6 +217,11 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         st.fixed_dictionaries({"rho": fraction, "eps": eps}),
         scale_by_adadelta,
         lambda rho, eps: past_rms(divided(squares(rho), eps, True), rho, eps),
+    ),
+    "scale_by_trust_ratio": (
+        st.just({}),
+        scale_by_trust_ratio,
+        lambda: (g * np.linalg.norm(WEIGHTS) / np.linalg.norm(g) for g in GRADS),
     ),
     "scale_by_learning_rate": (
         st.fixed_dictionaries({"learning_rate": size}),

@@ -12,7 +12,21 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import Chain, adabelief, adadelta, adagrad, adam, adamax, adamw, lion, nadam, radam, rmsprop, sgd
+from linkax.chains import (
+    Chain,
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    lamb,
+    lion,
+    nadam,
+    radam,
+    rmsprop,
+    sgd,
+)
 
 VALUES = {
     # Two values of every numeric hyperparameter. ε is large, so that changing it shows.
@@ -78,6 +92,7 @@ OPTIMIZERS = [
     Optimizer("radam", radam, _ADAM),
     Optimizer("radam_decoupled", radam, _ADAM, {"decoupled_weight_decay": True}),
     Optimizer("adabelief", adabelief, _ADAM),
+    Optimizer("lamb", lamb, _ADAM),
     Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)

@@ -25,6 +25,7 @@ from linkax.chains import (
     adamw,
     chain,
     diff,
+    lamb,
     lion,
     live,
     migrate,
@@ -68,6 +69,7 @@ OPTIMIZERS = {
     "radam": lambda **given: radam(1e-2, **given),
     "lion": lambda **given: lion(1e-3, **given),
     "adabelief": lambda **given: adabelief(1e-2, eps=1e-8, **given),
+    "lamb": lambda **given: lamb(1e-2, **given),
     "adamax": lambda **given: adamax(1e-2, **given),
 }
 PAIRS = {(name, "int8"): (make, "int8") for name, make in OPTIMIZERS.items()}
