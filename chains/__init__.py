@@ -16,6 +16,7 @@ from .optimizers._lion import lion as lion
 from .optimizers._nadam import nadam as nadam
 from .optimizers._radam import radam as radam
 from .optimizers._rmsprop import rmsprop as rmsprop
+from .optimizers._rprop import rprop as rprop
 from .optimizers._sgd import sgd as sgd
 from .optimizers._sparse_adam import sparse_adam as sparse_adam
 from .running._apply import apply_updates as apply_updates

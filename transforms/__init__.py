@@ -60,6 +60,8 @@ from ._rss import scale_by_rss as scale_by_rss
 from ._running_max import RunningMaxState as RunningMaxState
 from ._running_max import running_max as running_max
 from ._sign import scale_by_sign as scale_by_sign
+from ._sign_agreement import ScaleBySignAgreementState as ScaleBySignAgreementState
+from ._sign_agreement import scale_by_sign_agreement as scale_by_sign_agreement
 from ._stddev import scale_by_stddev as scale_by_stddev
 from ._sum_of_squares import SumOfSquaresState as SumOfSquaresState
 from ._sum_of_squares import sum_of_squares as sum_of_squares

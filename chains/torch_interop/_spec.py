@@ -14,6 +14,7 @@ from ..optimizers._adamw import adamw
 from ..optimizers._nadam import nadam
 from ..optimizers._radam import radam
 from ..optimizers._rmsprop import rmsprop
+from ..optimizers._rprop import rprop
 from ..optimizers._sgd import sgd
 from ..running._param_groups import param_groups
 
@@ -59,8 +60,11 @@ _KINDS: dict[str, _Kind] = {
         "step exp_avg exp_avg_sq",
     ),
     "Adamax": _Kind(adamax, _COMMON + "betas eps", "betas eps " + _SWITCHES, "step exp_avg exp_inf"),
+    "Rprop": _Kind(rprop, "lr maximize etas step_sizes", "etas", "step prev step_size"),
 }
 _RENAMED = {"alpha": "decay"}
+PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
+"""PyTorch's hyperparameters that are two numbers, and our factories' names for these."""
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 _BOOKKEEPING = {"params", "param_names", "name"}
 _SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
@@ -71,9 +75,9 @@ def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequ
 
     Args:
         optimizer: A `torch.optim` optimizer, or a pair of its class's name and its hyperparameters: a dictionary, or
-            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, NAdam, RAdam and
-            Adamax are supported with all their arguments; missing ones have PyTorch's defaults. Implementation options
-            (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
+            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, NAdam, RAdam, Adamax
+            and Rprop are supported with all their arguments; missing ones have PyTorch's defaults. Implementation
+            options (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
         labels: If there are several groups, which of them each parameter belongs to, as for `param_groups`; the groups
             are called `"0"`, `"1"`, and so on. `torch_labels` creates the labels from PyTorch's names.
         learning_rate: A learning rate to use instead of `lr`, a number or a schedule, or one for each group. A
@@ -147,10 +151,11 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
             f"from_torch: hyperparameters of {name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}"
         )
     arguments = {key: group[key] for key in kind.arguments.split() if key in group}
-    if "betas" in arguments:
-        if not isinstance(arguments["betas"], Sequence) or len(arguments["betas"]) != 2:
-            raise ValueError(f"from_torch: betas must be two numbers, got {arguments['betas']!r}")
-        arguments["b1"], arguments["b2"] = arguments.pop("betas")
+    for key in PAIRS.keys() & arguments.keys():
+        pair = arguments.pop(key)
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"from_torch: {key} must be two numbers, got {pair!r}")
+        arguments |= zip(PAIRS[key], pair)
     rate = arguments.pop("lr", None)
     plain = {argument_name(key): _plain(value) for key, value in arguments.items()}
     if learning_rate is not None or rate is not None:

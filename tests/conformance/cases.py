@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, sgd
+from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, rprop, sgd
 
 CHAINS: Mapping[str, Callable[..., Chain]] = {
     "SGD": sgd,
@@ -15,8 +15,10 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
     "NAdam": nadam,
     "Adamax": adamax,
     "RAdam": radam,
+    "Rprop": rprop,
 }
 
+PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
 RENAMED = {"lr": "learning_rate", "alpha": "decay"}
 
 
@@ -24,8 +26,8 @@ def chain_like(name: str, arguments: Mapping[str, Any]) -> Chain:
     """The chain for a PyTorch optimizer's name and arguments: the README's table, as code."""
     ours: dict[str, Any] = {}
     for key, value in arguments.items():
-        if key == "betas":
-            ours["b1"], ours["b2"] = value
+        if key in PAIRS:
+            ours |= zip(PAIRS[key], value, strict=True)
         else:
             ours[RENAMED.get(key, key)] = value
     return CHAINS[name](**ours)
@@ -63,4 +65,6 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("RAdam", {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
     ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("RAdam", {"betas": (0.9, 0.5), "weight_decay": 0.01}),
+    ("Rprop", {}),
+    ("Rprop", {"lr": 1.0, "etas": (0.7, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True}),
 )

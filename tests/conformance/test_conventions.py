@@ -136,6 +136,14 @@ def you(g, w, t, s):
     return w - 0.001 * np.linalg.norm(w) / np.linalg.norm(u) * u
 
 
+def riedmiller(g, w, t, s):
+    same = g * s.get("g", 0)
+    s["size"] = s.get("size", 0.1) * np.where(same > 0, 1.2, np.where(same < 0, 0.5, 1))
+    s["size"] = np.clip(s["size"], 1e-6, 50)
+    s["g"] = np.where(same < 0, 0, g)
+    return w - s["size"] * np.sign(s["g"])
+
+
 PAPERS = {
     "SGD: paper, momentum": polyak,
     "Adagrad: paper": duchi,
@@ -151,6 +159,7 @@ PAPERS = {
     "RAdam: paper": liu,
     "Lion: paper": chen,
     "AdaBelief: paper": zhuang,
+    "Rprop: paper": riedmiller,
     "LAMB: paper": you,
 }
 
@@ -226,7 +235,7 @@ def test_every_optimizer_and_framework_is_there():
     named = {tuple(name.split(": ")) for name in lines()}
     for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"):
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
-    assert {("RAdam", framework) for framework in ("PyTorch", "Optax")} <= named
+    assert {("RAdam", "PyTorch"), ("RAdam", "Optax"), ("Rprop", "PyTorch")} <= named
     assert ("AdaBelief", "Optax") in named
     assert {(optimizer, framework) for optimizer in ("Lion", "LAMB") for framework in ("Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()

@@ -84,6 +84,14 @@ ARGUMENTS = {
         }
         | common
     ),
+    "Rprop": st.fixed_dictionaries(
+        {
+            "lr": learning_rate,
+            "etas": st.tuples(st.floats(0.01, 0.99), st.floats(1.01, 3)),
+            "step_sizes": st.tuples(log_uniform(-8, -3), log_uniform(-3, 1)),
+            "maximize": st.booleans(),
+        }
+    ),
     "Adamax": st.fixed_dictionaries({"lr": learning_rate, "betas": betas, "eps": eps} | common),
 }
 
@@ -97,7 +105,7 @@ def test_path_is_pytorchs(x64, case, data):
     name, arguments = case.partition("-")[0], data.draw(ARGUMENTS[case])
     # With alpha = 1 no gradient ever enters the mean, and ε alone divides: the decay then multiplies the parameters by
     # 1 − lr · weight_decay / ε in every step, and both explode to infinity, if not to NaN.
-    shrinks = arguments["lr"] * arguments["weight_decay"] < arguments.get("eps", 1.0)
+    shrinks = arguments["lr"] * arguments.get("weight_decay", 0) < arguments.get("eps", 1.0)
     hypothesis.assume(arguments.get("alpha") != 1 or shrinks)
     grads = gradients_for(arguments)
 
@@ -122,6 +130,7 @@ COMPLEX = [
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("Adamax", {"weight_decay": 0.1}),
     ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Rprop", {}),
 ]
 
 
@@ -165,6 +174,9 @@ REFUSED = [
     ("Adamax", {"eps": -1e-8}),
     ("Adamax", {"betas": (0.9, 1.0)}),
     ("RAdam", {"eps": -1e-8}),
+    ("Rprop", {"etas": (0.5, 0.9)}),
+    ("Rprop", {"etas": (1.0, 1.2)}),
+    ("Rprop", {"lr": -1.0}),
     ("RAdam", {"betas": (0.9, 1.0)}),
 ]
 

@@ -19,7 +19,7 @@ from linkax.chains.torch_interop import (
     torch_labels,
 )
 
-from .cases import RECORDED, chain_like
+from .cases import CHAINS, RECORDED, chain_like
 
 torch = pytest.importorskip("torch", reason="compares with the installed PyTorch")
 
@@ -299,7 +299,7 @@ def test_export_checks_what_pytorch_does_not():
         export_state(adam(), smaller, state, torch.optim.Adam(walk.named()))
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax", "RAdam"])
+@pytest.mark.parametrize("name", CHAINS)
 def test_every_argument_of_pytorchs_optimizers_is_understood(name):
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = getattr(torch.optim, name)([weight], lr=0.01)
@@ -320,8 +320,8 @@ def test_tensors_as_hyperparameters_and_another_way_to_say_adamw():
 
 def test_what_is_no_optimizer_of_ours_is_refused():
     weight = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got Rprop"):
-        from_torch(torch.optim.Rprop([weight]))
+    with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got Adafactor"):
+        from_torch(torch.optim.Adafactor([weight]))
     for wrong in ("Adam", ("Adam",), ("Adam", 3), ("Adam", []), None, 1):
         with pytest.raises(TypeError, match="from_torch: optimizer must be a torch.optim optimizer or a pair"):
             from_torch(wrong)

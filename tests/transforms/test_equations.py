@@ -33,6 +33,7 @@ from linkax.transforms import (
     scale_by_rms,
     scale_by_rss,
     scale_by_sign,
+    scale_by_sign_agreement,
     scale_by_stddev,
     scale_by_trust_ratio,
     sum_of_squares,
@@ -78,6 +79,15 @@ def blended(blend, decay):
     for g in GRADS:
         yield blend * mu + (1 - blend) * g
         mu = decay * mu + (1 - decay) * g
+
+
+def agreeing(size, shrink, grow, smallest, largest):
+    before, size = np.zeros_like(GRADS[0]), np.full_like(GRADS[0], size)
+    for g in GRADS:
+        same = g * before
+        size = np.clip(size * np.where(same > 0, grow, np.where(same < 0, shrink, 1)), smallest, largest)
+        before = np.where(same < 0, 0, g)
+        yield size * np.sign(before)
 
 
 def squares(decay):
@@ -157,6 +167,19 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         blended,
     ),
     "scale_by_sign": (st.just({}), scale_by_sign, lambda: np.where(GRADS > 0, 1.0, -1.0)),
+    "scale_by_sign_agreement": (
+        st.fixed_dictionaries(
+            {
+                "size": size,
+                "shrink": st.floats(0.01, 0.99),
+                "grow": st.floats(1.01, 4),
+                "smallest": st.floats(0, 0.1),
+                "largest": st.floats(0.1, 9),
+            }
+        ),
+        lambda size, **rest: scale_by_sign_agreement(size, **rest),
+        agreeing,
+    ),
     "mean_square": (st.fixed_dictionaries({"decay": fraction}), mean_square, squares),
     "sum_of_squares": (st.fixed_dictionaries({"start": size}), lambda start: sum_of_squares(start), sums),
     "deviation": (

@@ -25,8 +25,10 @@ from linkax.chains import (
     nadam,
     radam,
     rmsprop,
+    rprop,
     sgd,
 )
+from linkax.transforms._check import Arguments
 
 VALUES = {
     # Two values of every numeric hyperparameter. ε is large, so that changing it shows.
@@ -42,6 +44,10 @@ VALUES = {
     "b2": (0.999, 0.95),
     "momentum_decay": (0.004, 0.1),
     "eps": (1e-3, 1e-2),
+    "shrink": (0.5, 0.7),
+    "grow": (1.2, 1.5),
+    "smallest": (0.03, 0.05),
+    "largest": (0.2, 0.15),
 }
 
 
@@ -63,6 +69,12 @@ class Optimizer:
     def other_numbers(self) -> dict[str, float]:
         return {name: VALUES[name][1] for name in self.hyperparameters}
 
+    @property
+    def schedulable(self) -> tuple[str, ...]:
+        """All hyperparameters but those that are read before the first step only."""
+        constants = Arguments(self.factory).constants
+        return tuple(name for name in self.hyperparameters if name not in constants)
+
     def has_link(self, name: str) -> bool:
         """Whether the chain has a link of this name, other than in an abbreviation."""
         return f" {name}(" in repr(self())
@@ -72,6 +84,7 @@ class Optimizer:
 
 
 _BOTH = ("learning_rate", "weight_decay")
+_RPROP = ("shrink", "grow", "smallest", "largest")
 _ADAM = (*_BOTH, "b1", "b2", "eps")
 OPTIMIZERS = [
     Optimizer("sgd", sgd, _BOTH),
@@ -93,9 +106,13 @@ OPTIMIZERS = [
     Optimizer("radam_decoupled", radam, _ADAM, {"decoupled_weight_decay": True}),
     Optimizer("adabelief", adabelief, _ADAM),
     Optimizer("lamb", lamb, _ADAM),
+    Optimizer("rprop", rprop, ("learning_rate", *_RPROP), sporadic=_RPROP),
     Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+each_with_a_rate = pytest.mark.parametrize(
+    "optimizer", [row for row in OPTIMIZERS if "learning_rate" in row.schedulable], ids=lambda optimizer: optimizer.name
+)
 each_hyperparameter = pytest.mark.parametrize(
     ("optimizer", "name"),
     [pytest.param(o, name, id=f"{o.name}-{name}") for o in OPTIMIZERS for name in o.hyperparameters],

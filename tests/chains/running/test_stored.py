@@ -34,6 +34,7 @@ from linkax.chains import (
     param_groups,
     radam,
     rmsprop,
+    rprop,
     sgd,
     stored,
 )
@@ -70,6 +71,7 @@ OPTIMIZERS = {
     "lion": lambda **given: lion(1e-3, **given),
     "adabelief": lambda **given: adabelief(1e-2, eps=1e-8, **given),
     "lamb": lambda **given: lamb(1e-2, **given),
+    "rprop": lambda **given: rprop(1e-2, **given),
     "adamax": lambda **given: adamax(1e-2, **given),
 }
 PAIRS = {(name, "int8"): (make, "int8") for name, make in OPTIMIZERS.items()}
