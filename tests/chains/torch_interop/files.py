@@ -130,11 +130,8 @@ def torch_file(name: str, *groups: list[str], **hyperparams: Any) -> dict[str, A
             return np.asarray(product)
         drawn = rng.normal(size=shape)
         # Larger than the square of any average, as the mean of squares is; a maximum is larger still.
-        return (
-            drawn
-            if key in ("momentum_buffer", "exp_avg", "grad_avg", "prev")
-            else 10 + drawn**2 + 10 * (key[:3] == "max")
-        )
+        has_sign = key in ("momentum_buffer", "exp_avg", "grad_avg", "prev")
+        return drawn if has_sign else 10 + drawn**2 + 10 * (key[:3] == "max")
 
     names = list(groups) or [list(SHAPES)]
     order = [one for group in names for one in group]
