@@ -11,6 +11,7 @@ from .optimizers._adagrad import adagrad as adagrad
 from .optimizers._adam import adam as adam
 from .optimizers._adamax import adamax as adamax
 from .optimizers._adamw import adamw as adamw
+from .optimizers._asgd import asgd as asgd
 from .optimizers._lamb import lamb as lamb
 from .optimizers._lion import lion as lion
 from .optimizers._nadam import nadam as nadam

@@ -6,6 +6,8 @@ Every link belongs to one of the places in w ← w − α · m / √V: the gradi
 from ._adadelta import ScaleByPastRmsState as ScaleByPastRmsState
 from ._adadelta import scale_by_adadelta as scale_by_adadelta
 from ._adadelta import scale_by_past_rms as scale_by_past_rms
+from ._average_weights import AverageWeightsState as AverageWeightsState
+from ._average_weights import average_weights as average_weights
 from ._bias_correction import BiasCorrectionState as BiasCorrectionState
 from ._bias_correction import bias_correction as bias_correction
 from ._blended_momentum import ScaleByBlendedMomentumState as ScaleByBlendedMomentumState

@@ -90,7 +90,7 @@ def _decay_text(reference: Reference) -> str:
 def _other_decay(ours: Ours, reference: Reference) -> str | None:
     """The chain's weight decay, if it differs from PyTorch's or is in a different place."""
     mine, theirs = _decaying(ours.group.links), _decaying(line(reference.links))
-    value = reference.hyperparams["weight_decay"]
+    value = next((one.link.hyperparams["weight_decay"] for one in theirs.values()), 0)
     decays = {name: one.link.hyperparams["weight_decay"] for name, one in mine.items()}
     if any(_is_unknown(decay) or ours.is_live(mine[name].link, "weight_decay") for name, decay in decays.items()):
         return None

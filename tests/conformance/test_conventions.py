@@ -235,7 +235,7 @@ def test_every_optimizer_and_framework_is_there():
     named = {tuple(name.split(": ")) for name in lines()}
     for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"):
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
-    assert {("RAdam", "PyTorch"), ("RAdam", "Optax"), ("Rprop", "PyTorch")} <= named
+    assert {("RAdam", "PyTorch"), ("RAdam", "Optax"), ("Rprop", "PyTorch"), ("ASGD", "PyTorch")} <= named
     assert ("AdaBelief", "Optax") in named
     assert {(optimizer, framework) for optimizer in ("Lion", "LAMB") for framework in ("Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()

@@ -84,6 +84,15 @@ ARGUMENTS = {
         }
         | common
     ),
+    "ASGD": st.fixed_dictionaries(
+        {
+            "lr": learning_rate,
+            "lambd": st.one_of(st.just(0.0), log_uniform(-6, -1)),
+            "alpha": st.floats(0, 2),
+            "t0": st.sampled_from([0, 20, 1e6]),
+        }
+        | common
+    ),
     "Rprop": st.fixed_dictionaries(
         {
             "lr": learning_rate,
@@ -131,6 +140,7 @@ COMPLEX = [
     ("Adamax", {"weight_decay": 0.1}),
     ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("Rprop", {}),
+    ("ASGD", {"lr": 0.1, "t0": 5}),
 ]
 
 
@@ -174,6 +184,8 @@ REFUSED = [
     ("Adamax", {"eps": -1e-8}),
     ("Adamax", {"betas": (0.9, 1.0)}),
     ("RAdam", {"eps": -1e-8}),
+    ("ASGD", {"lr": -1.0}),
+    ("ASGD", {"weight_decay": -0.1}),
     ("Rprop", {"etas": (0.5, 0.9)}),
     ("Rprop", {"etas": (1.0, 1.2)}),
     ("Rprop", {"lr": -1.0}),

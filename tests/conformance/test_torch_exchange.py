@@ -372,3 +372,20 @@ def test_batch_normalisation_and_half_precision():
     model.load_state_dict(exported, strict=False)
     with pytest.raises(ValueError, match="bn.weight is complex, but its parameter is real"):
         import_params(tree, {"bn.weight": torch.ones(3, dtype=torch.complex128), "bn.bias": torch.ones(3)})
+
+
+def test_the_average_of_the_weights_is_pytorchs_there_and_back():
+    walk = Walk()
+    optimizer = torch.optim.ASGD(walk.named(), lr=0.1, lambd=0.1, t0=10)
+    for _ in range(7):
+        walk.step_torch(optimizer)
+    tx, params = from_torch(optimizer), walk.params()
+    params, state = train_on(walk, tx, params, import_state(tx, params, saved(optimizer.state_dict())), optimizer)
+    theirs = {name: optimizer.state[weight]["ax"] for name, weight in walk.weights.items()}
+    for name, ours in export_params(optax.tree.get(state, "average")).items():
+        np.testing.assert_allclose(ours, theirs[name].numpy(), rtol=0, atol=TOLERANCE)
+    back = torch.optim.ASGD(walk.named(), lr=0.1, lambd=0.1, t0=10)
+    back.load_state_dict(saved(export_state(tx, params, state, back)))
+    for weight in walk.weights.values():
+        for key in ("step", "eta", "mu", "ax"):
+            torch.testing.assert_close(back.state[weight][key], optimizer.state[weight][key], check_dtype=False)

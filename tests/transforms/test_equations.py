@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from linkax.transforms import (
     add_eps,
     add_l2_to_grad,
+    average_weights,
     bias_correction,
     decoupled_weight_decay,
     deviation,
@@ -261,6 +262,12 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         scale_by_inverse_time_decay,
         lambda decay: (g / (1 + t * decay) for t, g in enumerate(GRADS)),
     ),
+    "scale_by_inverse_time_decay, with a power": (
+        st.fixed_dictionaries({"decay": size, "power": size}),
+        scale_by_inverse_time_decay,
+        lambda decay, power: (g / (1 + t * decay) ** power for t, g in enumerate(GRADS)),
+    ),
+    "average_weights": (st.fixed_dictionaries({"start": st.floats(0, 9)}), average_weights, lambda start: GRADS),
     "negate_grad": (st.just({}), negate_grad, lambda: -GRADS),
     "add_l2_to_grad": (
         st.fixed_dictionaries({"weight_decay": size}),
@@ -290,6 +297,25 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         lambda weight_decay: GRADS - weight_decay * WEIGHTS,
     ),
 }
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(start=st.one_of(st.integers(0, 9), st.floats(0, 9)))
+def test_averaged_weights_follow_their_equation(x64, start):
+    tx = average_weights(start)
+
+    def step(carry, g):
+        w, state = carry
+        updates, state = tx.update(g, state, w)
+        return (w + updates, state), state.average
+
+    weights = jnp.asarray(WEIGHTS)
+    ours = jax.lax.scan(step, (weights, tx.init(weights)), jnp.asarray(GRADS))[1]
+    expected, average = [], np.zeros_like(WEIGHTS)
+    for t, w in enumerate(WEIGHTS + np.cumsum(GRADS, axis=0), start=1):
+        average = average + (w - average) / max(1, t - 1 - start)
+        expected.append(average)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-13)  # sums of twelve numbers of about 1
 
 
 @pytest.mark.parametrize("name", EQUATIONS)

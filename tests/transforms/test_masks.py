@@ -12,7 +12,13 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from linkax.chains import adam, adamw, param_groups
-from linkax.transforms import add_l2_to_grad, decoupled_weight_decay, matrices_only, scale_by_trust_ratio
+from linkax.transforms import (
+    add_l2_to_grad,
+    average_weights,
+    decoupled_weight_decay,
+    matrices_only,
+    scale_by_trust_ratio,
+)
 
 PARAMS = {
     "dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
@@ -234,7 +240,9 @@ def test_nodes_without_parameters_may_have_a_flag():
         assert link.update(nothing, link.init(nothing), nothing)[0] == nothing
 
 
-@pytest.mark.parametrize("tx", [add_l2_to_grad(0.1), decoupled_weight_decay(0.1), scale_by_trust_ratio()], ids=repr)
+@pytest.mark.parametrize(
+    "tx", [add_l2_to_grad(0.1), decoupled_weight_decay(0.1), scale_by_trust_ratio(), average_weights()], ids=repr
+)
 def test_parameters_are_needed(tx):
     with pytest.raises(ValueError, match=f"^{tx.name}: params must be given to update"):
         tx.update(PARAMS, tx.init(PARAMS))

@@ -20,6 +20,7 @@ from linkax.chains import (
     adam,
     adamax,
     adamw,
+    asgd,
     lamb,
     lion,
     nadam,
@@ -44,6 +45,8 @@ VALUES = {
     "b2": (0.999, 0.95),
     "momentum_decay": (0.004, 0.1),
     "eps": (1e-3, 1e-2),
+    "power": (0.75, 0.5),
+    "start": (1.5, 2.5),
     "shrink": (0.5, 0.7),
     "grow": (1.2, 1.5),
     "smallest": (0.03, 0.05),
@@ -60,6 +63,7 @@ class Optimizer:
     hyperparameters: tuple[str, ...]
     switches: dict[str, Any] = field(default_factory=dict)
     sporadic: tuple[str, ...] = ()  # hyperparameters that only change some elements in some steps
+    unseen: tuple[str, ...] = ()  # hyperparameters that only change what is in the state
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -107,6 +111,7 @@ OPTIMIZERS = [
     Optimizer("adabelief", adabelief, _ADAM),
     Optimizer("lamb", lamb, _ADAM),
     Optimizer("rprop", rprop, ("learning_rate", *_RPROP), sporadic=_RPROP),
+    Optimizer("asgd", asgd, (*_BOTH, "lr_decay", "power", "start"), unseen=("start",)),
     Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)

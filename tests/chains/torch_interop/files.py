@@ -74,6 +74,17 @@ HYPERPARAMS: dict[str, dict[str, Any]] = {
         "differentiable": False,
         "capturable": False,
     },
+    "ASGD": {
+        "lr": 0.1,
+        "lambd": 0.01,
+        "alpha": 0.5,
+        "t0": 5,
+        "weight_decay": 0.1,
+        "foreach": None,
+        "maximize": False,
+        "differentiable": False,
+        "capturable": False,
+    },
     "Rprop": {
         "lr": 0.01,
         "etas": (0.5, 1.5),
@@ -95,6 +106,7 @@ KEEPS = {
     "RAdam": "step exp_avg exp_avg_sq",
     "Adamax": "step exp_avg exp_inf",
     "Rprop": "step prev step_size",
+    "ASGD": "step eta mu ax",
 }
 SHAPES = {"fc.weight": (3, 2), "fc.bias": (3,), "norm.weight": (3,)}
 STEPS = 7
@@ -128,6 +140,8 @@ def torch_file(name: str, *groups: list[str], **hyperparams: Any) -> dict[str, A
             return np.float32(STEPS)
         if key == "mu_product":
             return np.asarray(product)
+        if key in ("eta", "mu"):
+            return np.asarray(0.1 / (1 + 1e-3 * STEPS) ** 0.5 if key == "eta" else 1 / 2)
         drawn = rng.normal(size=shape)
         # Larger than the square of any average, as the mean of squares is; a maximum is larger still.
         has_sign = key in ("momentum_buffer", "exp_avg", "grad_avg", "prev")
