@@ -294,6 +294,15 @@ def weighted(old: jax.Array, new: jax.Array, decay: Any, weight: Any = 1.0) -> j
     return lax.add(times(decay, old), total)
 
 
+def faded(old: jax.Array, decay: Any) -> jax.Array:
+    """decay · old, of a real array, as if `decay` were not rounded to its dtype; see `weighted`."""
+    if type(decay) in (int, float):
+        decay, rest = _in_two(decay, _real_dtype(old.dtype))
+        if rest:
+            return lax.add(times(decay, old), times(rest, old))
+    return times(decay, old)
+
+
 @functools.lru_cache(1024)
 def _in_two(value: float, dtype: Any) -> tuple[float, float]:
     """Splits a number in [0, 1] into one that `dtype` holds exactly, and a remainder (0 if it holds the number)."""
@@ -406,6 +415,11 @@ def gathered(weight: jax.Array, lost: jax.Array, rest: jax.Array) -> tuple[jax.A
     Only positive terms are added, so nothing cancels. The rounding error is carried over to the next step. Without
     that, the weight of an average that forgets a thousandth per step would end up wrong by 3e-5 in float32.
     """
-    gain = (1 - weight - lost) * rest + lost
-    total = weight + gain
-    return total, gain - (total - weight)
+    return compensated(weight, lost, (1 - weight - lost) * rest)
+
+
+def compensated(total: jax.Array, lost: jax.Array, gain: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """total + gain, and its rounding error, which is added in the next step."""
+    gain = gain + lost
+    new = total + gain
+    return new, gain - (new - total)

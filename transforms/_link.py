@@ -98,8 +98,8 @@ class InFront(NamedTuple):
     """In `knobs`, marks an argument that repeats the argument of an average before the link and changes with it.
 
     Attributes:
-        slot: Where the average is if it is inside a preceding `moment_ratio` and not next to the link: `"first"` or
-            `"second"`.
+        slot: Where the average is if it is not next to the link, but inside a preceding `moment_ratio` or in another
+            moment of the same one: `"first"` or `"second"`.
     """
 
     slot: str

@@ -31,6 +31,8 @@ class Moment:
         slot: If the link is a whole optimizer in one, the slot that holds this moment in the equivalent chain:
             `"first"`.
         is_nonnegative: Whether its values are never below 0, if that does not follow from `power`.
+        is_absolute: Whether it is made from the size of the link's input, so that it has no sign, and that of the input
+            makes no difference.
         is_subtracted: Whether it is subtracted from another moment of about its size, or the other from it, so that all
             of its digits count.
         is_fed_back: Whether it accumulates what it scales itself, so that noise in the input grows from step to step.
@@ -49,13 +51,14 @@ class Moment:
     if_unchanged: bool = False
     slot: str = ""
     is_nonnegative: bool = False
+    is_absolute: bool = False
     is_subtracted: bool = False
     is_fed_back: bool = False
 
     @property
     def has_sign(self) -> bool:
         """Whether its values may be negative; squares never are."""
-        return self.power != 2 and not self.is_nonnegative
+        return self.power != 2 and not self.is_nonnegative and not self.is_absolute
 
     @property
     def torch_names(self) -> tuple[str, ...]:

@@ -25,14 +25,14 @@ class MomentRatioState(NamedTuple):
 def moment_ratio(
     first: optax.GradientTransformation,
     second: optax.GradientTransformation,
-    eps: NonNegative,
+    eps: NonNegative | None = None,
     eps_in_sqrt: bool = False,
 ) -> optax.GradientTransformation:
     """Feeds the same gradient to two links and divides the output of one by the root of the other's output.
 
-    m / (√V + ε), or m / √(V + ε) with `eps_in_sqrt`, where m comes from `first` and V from `second`. This is the one
-    place where an optimizer is not a straight sequence: in a chain, momentum followed by RMS would divide by the RMS
-    *of the momentum*. Adam is
+    m / (√V + ε), or m / √(V + ε) with `eps_in_sqrt`, or m / √V without ε, where m comes from `first` and V from
+    `second`. This is the one place where an optimizer is not a straight sequence: in a chain, momentum followed by RMS
+    would divide by the RMS *of the momentum*. Adam is
 
         moment_ratio(chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
                      chain(mean_square(b2), bias_correction(b2)), eps)
@@ -41,10 +41,11 @@ def moment_ratio(
 
     Args:
         first: A link, a chain, or any Optax transformation: the numerator m.
-        second: The same for V, which must not be negative. It must contain `mean_square`, `sum_of_squares` or
-            `variance`, or an Optax transformation, which is not checked.
-        eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. With ε = 0, an element whose gradients were all
-            exactly 0 becomes 0/0 = NaN, as in PyTorch.
+        second: The same for V, which must not be negative. It must contain `mean_square`, `sum_of_squares`,
+            `variance` or `infinity_norm`, or an Optax transformation, which is not checked.
+        eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. `None` for none, such as where
+            `second` has one itself. Without ε, or with ε = 0, an element whose gradients were all exactly 0 becomes
+            0/0 = NaN, as in PyTorch.
         eps_in_sqrt: Whether ε is added under the root (most textbooks, TensorFlow's RMSprop) or to it (PyTorch).
 
     Returns:
@@ -80,8 +81,8 @@ def moment_ratio(
                 )
     if not any(inner.is_second_moment or inner.place is None for inner in denominators):
         raise ValueError(
-            "moment_ratio: second must contain mean_square, sum_of_squares or variance, because its root divides, "
-            f"got {list(denominators)!r}; without a second moment, use first alone"
+            "moment_ratio: second must contain mean_square, sum_of_squares, variance or infinity_norm, because its "
+            f"root divides, got {list(denominators)!r}; without a second moment, use first alone"
         )
     if any(inner.is_second_moment for inner in numerators):
         raise ValueError(f"moment_ratio: first must not contain a second moment, got {first!r}; it belongs in second")
@@ -89,6 +90,8 @@ def moment_ratio(
 
     @on_reals
     def ratio(m, v):
+        if eps is None:
+            return lax.div(m, safe_sqrt(v))
         epsilon = scalar(eps, v)
         return lax.div(m, safe_sqrt(lax.add(v, epsilon)) if eps_in_sqrt else lax.add(safe_sqrt(v), epsilon))
 

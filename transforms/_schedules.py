@@ -33,3 +33,22 @@ def weight_gathered(steps: int, decays: Callable[[np.ndarray], np.ndarray]) -> f
         if log < -40:  # 1 − e⁻⁴⁰ is 1 in float64
             return 1.0
     return -float(np.expm1(log))
+
+
+def age_gathered(steps: int, decays: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The ages of the values in an average with these decays, each times its weight: the newest has age 0.
+
+    `decays` gives them at steps counted from 0. Values of which e⁻⁶⁰ is left are skipped.
+    """
+    total, log = 0.0, 0.0  # of what is left of a value at the end of the block
+    for end in range(steps, 0, -_BLOCK):
+        counts = np.arange(max(0, end - _BLOCK), end)
+        now = decays(counts)
+        with np.errstate(divide="ignore"):
+            logs = np.log(now)[::-1]
+        left = np.exp(log + np.concatenate([[0.0], np.cumsum(logs[:-1])]))  # of the newest value first
+        total += float(np.sum((1 - now[::-1]) * left * (steps - 1 - counts[::-1])))
+        log += float(np.sum(logs))
+        if log < -60:
+            break
+    return total

@@ -58,9 +58,11 @@ def ablations(tx: Chain) -> dict[str, Chain]:
         raise TypeError(f"ablations: tx must be a chain, got {tx!r}; make one with linkax.chain")
     every = [part for part in parts(tx.links) if _is_own(part.path, tx)]
     steps = [step for part in every for step in _without(part, every)]
-    corrections = {part.path: () for part in every if _corrects(part.link) and len(part.path) > 1}
-    if len(corrections) > 1:
-        steps.append(("without bias_correction", corrections))
+    corrections: dict[str, dict[Path, tuple[Link, ...]]] = {}
+    for part in every:
+        if _corrects(part.link) and len(part.path) > 1:
+            corrections.setdefault(part.link.name, {})[part.path] = ()
+    steps += [(f"without {name}", several) for name, several in corrections.items() if len(several) > 1]
     others = [(part, other) for part in every for other in _alternatives(part, every)]
     steps += [_swapped(part, other, every) for part, other in others if not other.elsewhere]
     steps += [_swapped(part, other, every) for part, other in others if other.elsewhere]
@@ -131,7 +133,7 @@ def _without(part: Part, every: list[Part]) -> Iterator[_Step]:
 def _alternatives(part: Part, every: list[Part]) -> Iterator[Alternative]:
     """The usual alternatives to a link, as it declares them, and ε moved into or out of the root."""
     given = part.link.hyperparams
-    if not part.link.is_foreign and "eps_in_sqrt" in given:
+    if not part.link.is_foreign and "eps_in_sqrt" in given and given["eps"] is not None:
         where = "outside" if given["eps_in_sqrt"] else "in"
         yield Alternative(f"eps {where} the root", (part.link.replace(eps_in_sqrt=not given["eps_in_sqrt"]),))
     behind = [other.link for other in every if other.path[:-1] == part.path[:-1] and other.path > part.path]

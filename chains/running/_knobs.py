@@ -124,7 +124,7 @@ class _Draft:
 
 
 _Front = list[tuple[_Draft, str | None]]
-"""The averages before a link, each with its slot if it is inside another link."""
+"""The averages before a link, each with its slot if it is inside another link or in another moment."""
 
 
 def _draft(
@@ -152,6 +152,7 @@ def _draft(
                     break
         found += own.values()
         front += [(knob, None) for knob in own.values()]
+        earlier: _Front = []  # in the moments before
         for name, slot in link.slots.items():
             if slot.kind == "around":
                 _draft(slot.links, found, front, (*here, name), prefix, called)
@@ -160,8 +161,10 @@ def _draft(
             elif slot.kind == "group":
                 _draft(slot.links, found, [], (*here, name), f"{prefix}{name}.", called)
             else:
-                inside: _Front = []
+                inside = [*earlier]
                 its = link.knobs.get(name)
                 within = prefix if isinstance(its, str) else f"{prefix}{name}."
                 _draft(slot.links, found, inside, (*here, name), within, its if isinstance(its, str) else None)
-                front += [(knob, name) for knob, _ in inside]
+                new: _Front = [(knob, name) for knob, _ in inside[len(earlier) :]]
+                earlier += new
+                front += new

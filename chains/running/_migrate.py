@@ -458,6 +458,7 @@ def factor_between(array: StateArray, other: StateArray) -> tuple[float | None, 
     if streams[0].unknown != streams[1].unknown and new.power:
         return None, "a factor that changes from step to step, or is unknown, comes before it on one side"
     factor = (streams[0].factor / streams[1].factor) ** new.power if streams[1].factor else 0.0
+    factor = abs(factor) if new.is_absolute else factor
     share = _share(array, other)
     if share is None:
         return None, "the weight of a new value has changed by an unknown factor"

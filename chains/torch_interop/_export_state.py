@@ -17,6 +17,7 @@ from ._hyperparams import compare_direction
 from ._layouts import Layout
 from ._names import Names, refuse, torch_name, torch_params
 from ._reference import Fields, Reference, after, field_of, partners, reference_of
+from ._spec import numbers_after
 from ._tensors import checked_steps
 
 
@@ -174,6 +175,9 @@ def _scalars(part: Group, reference: Reference | None, count: int, problems: lis
     """What PyTorch stores besides the moments."""
     keeps = reference.numbers if reference else {"step"}
     scalars: dict[str, Any] = {"step": np.asarray(count, np.float32)} if "step" in keeps else {}
+    if reference is not None:
+        following = numbers_after(reference.name, count, reference.hyperparams)
+        scalars |= {key: np.asarray(value) for key, value in following.items()}
     for array in part.arrays:
         if not isinstance(array.field, Gathered):
             continue

@@ -17,7 +17,7 @@ from linkax.transforms._identity import identity_of
 
 from ._chain_groups import Group
 from ._reference import Reference, build, line, sign_of, size_of
-from ._spec import argument_name
+from ._spec import PAIRS, argument_name
 
 _OTHERWISE = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # compared separately
 _NO_MORE = {"initial_accumulator_value"}  # irrelevant after the first step
@@ -90,7 +90,7 @@ def _decay_text(reference: Reference) -> str:
 def _other_decay(ours: Ours, reference: Reference) -> str | None:
     """The chain's weight decay, if it differs from PyTorch's or is in a different place."""
     mine, theirs = _decaying(ours.group.links), _decaying(line(reference.links))
-    value = reference.hyperparams["weight_decay"]
+    value = next((one.link.hyperparams["weight_decay"] for one in theirs.values()), 0)
     decays = {name: one.link.hyperparams["weight_decay"] for name, one in mine.items()}
     if any(_is_unknown(decay) or ours.is_live(mine[name].link, "weight_decay") for name, decay in decays.items()):
         return None
@@ -143,10 +143,10 @@ def _agree(ours: Ours, one: Named, argument: str, wanted: Any) -> bool:
 def _variants(hyperparams: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Our factories' name for a hyperparameter, its value, and the hyperparameters with another value for it."""
     value = hyperparams[key]
-    if isinstance(value, list | tuple):  # the betas
+    if isinstance(value, list | tuple):  # such as the betas
         for index, one in enumerate(value):
             for other in _others(one):
-                yield f"b{index + 1}", one, {**hyperparams, key: [*value[:index], other, *value[index + 1 :]]}
+                yield PAIRS[key][index], one, {**hyperparams, key: [*value[:index], other, *value[index + 1 :]]}
     else:
         for other in _others(value):
             yield argument_name(key), value, {**hyperparams, key: other}
@@ -157,7 +157,7 @@ def _others(value: Any) -> list[Any]:
         return [not value]
     if not isinstance(value, int | float):
         return []
-    return [0.5] if value == 0 else [0.0, value / 2]
+    return [0.5] if value == 0 else [0.0, value / 2, value * 2]  # some of which may not be allowed
 
 
 def _named(links: Iterable[Link]) -> dict[str, Named]:

@@ -187,6 +187,7 @@ def _check_keys(
     if any(array.site.link.is_opaque for array in part.arrays):
         return  # its state is unknown, which is a problem already
     numbers = {"step"} | {array.field.torch for array in part.arrays if isinstance(array.field, Gathered)}
+    numbers |= reference.follows if reference else set()
     wanted = {partner.key for partner in fields.values() if partner is not None}
     needed = wanted | (numbers & reference.numbers if reference else set()) - ({"step"} if has_steps else set())
     # What has a place but a different meaning there is a problem already.

@@ -11,7 +11,7 @@ from linkax.transforms._link import through
 
 from ..algebra._structure import Groups, StateArray, state_arrays
 from ..running._migrate import factor_between
-from ._spec import class_of, from_torch, is_early, is_known, kept_keys, known_hyperparams
+from ._spec import class_of, from_torch, is_early, is_known, kept_keys, known_hyperparams, numbers_after
 
 
 class Reference(NamedTuple):
@@ -24,6 +24,7 @@ class Reference(NamedTuple):
     numbers: frozenset[str]  # what else it stores: the step, NAdam's product
     is_early: bool  # whether its state exists before the first step
     counts: bool  # whether its updates depend on the step
+    follows: frozenset[str] = frozenset()  # those of the numbers that are computed from the steps
 
     @property
     def keeps(self) -> set[str]:
@@ -55,8 +56,9 @@ def reference_of(
     fields = [array.field for array in arrays]
     gathered = {field.torch for field in fields if isinstance(field, Gathered)}
     counts = any(isinstance(field, Gathered) or (isinstance(field, Count) and field.is_needed) for field in fields)
-    numbers = frozenset((gathered | {"step"}).intersection(keys))
-    return Reference(name, tx.links, hyperparams, moments, numbers, is_early(name), counts)
+    follows = frozenset(numbers_after(name, 0, hyperparams))
+    numbers = frozenset((gathered | {"step"} | follows).intersection(keys))
+    return Reference(name, tx.links, hyperparams, moments, numbers, is_early(name), counts, follows)
 
 
 def build(name: str, hyperparams: Mapping[str, Any]) -> Any:

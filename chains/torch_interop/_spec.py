@@ -1,6 +1,7 @@
 """A PyTorch optimizer as a chain."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from linkax.transforms._check import Rate
@@ -9,11 +10,33 @@ from ..algebra._chain import Chain
 from ..optimizers._adadelta import adadelta
 from ..optimizers._adagrad import adagrad
 from ..optimizers._adam import adam
+from ..optimizers._adamax import adamax
 from ..optimizers._adamw import adamw
+from ..optimizers._asgd import asgd
 from ..optimizers._nadam import nadam
+from ..optimizers._radam import radam
 from ..optimizers._rmsprop import rmsprop
+from ..optimizers._rprop import rprop
 from ..optimizers._sgd import sgd
 from ..running._param_groups import param_groups
+
+
+def _asgd_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """ASGD's arguments with our names: PyTorch's `lambd` is a weight decay and, times the rate, the decay of that."""
+    lambd = given.pop("lambd", 1e-4)
+    renamed = {"alpha": "power", "t0": "start"}
+    return {renamed.get(key, key): value for key, value in given.items()} | {
+        "lr_decay": lambd * given.get("lr", 1e-2),
+        "weight_decay": given.get("weight_decay", 0) + lambd,
+    }
+
+
+def _asgd_rate(steps: int, lr: float = 1e-2, lambd: float = 1e-4, alpha: float = 0.75, **_: Any) -> float:
+    return lr / (1 + lambd * lr * steps) ** alpha
+
+
+def _asgd_share(steps: int, t0: float = 1e6, **_: Any) -> float:
+    return 1 / max(1, steps - t0)
 
 
 class _Kind(NamedTuple):
@@ -24,9 +47,13 @@ class _Kind(NamedTuple):
     marks: str  # the arguments that together identify the optimizer
     keeps: str  # what its state may contain for each parameter
     is_early: bool = False  # whether its state exists before the first step
+    convert: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: given  # from PyTorch's arguments
+    follows: Mapping[str, Callable[..., float]] = MappingProxyType({})  # what its state has that depends on the steps
 
 
 _COMMON = "lr weight_decay maximize "
+_SWITCHES = "maximize foreach differentiable capturable"
+"""What the groups of PyTorch's newer optimizers have, and other libraries' with the same hyperparameters have not."""
 _ADAMS = "betas eps amsgrad", "betas amsgrad", "step exp_avg exp_avg_sq max_exp_avg_sq"
 _KINDS: dict[str, _Kind] = {
     "SGD": _Kind(sgd, _COMMON + "momentum dampening nesterov", "dampening nesterov", "momentum_buffer"),
@@ -48,8 +75,26 @@ _KINDS: dict[str, _Kind] = {
         "momentum_decay",
         "step mu_product exp_avg exp_avg_sq",
     ),
+    "RAdam": _Kind(
+        radam,
+        _COMMON + "betas eps decoupled_weight_decay",
+        "betas eps decoupled_weight_decay " + _SWITCHES,
+        "step exp_avg exp_avg_sq",
+    ),
+    "Adamax": _Kind(adamax, _COMMON + "betas eps", "betas eps " + _SWITCHES, "step exp_avg exp_inf"),
+    "ASGD": _Kind(
+        asgd,
+        _COMMON + "lambd alpha t0",
+        "lambd",
+        "step eta mu ax",
+        convert=_asgd_arguments,
+        follows={"eta": _asgd_rate, "mu": _asgd_share},
+    ),
+    "Rprop": _Kind(rprop, "lr maximize etas step_sizes", "etas", "step prev step_size"),
 }
 _RENAMED = {"alpha": "decay"}
+PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
+"""PyTorch's hyperparameters that are two numbers, and our factories' names for these."""
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 _BOOKKEEPING = {"params", "param_names", "name"}
 _SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
@@ -60,9 +105,9 @@ def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequ
 
     Args:
         optimizer: A `torch.optim` optimizer, or a pair of its class's name and its hyperparameters: a dictionary, or
-            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW and NAdam are supported
-            with all their arguments; missing ones have PyTorch's defaults. Implementation options (`foreach`, `fused`,
-            `capturable`, `differentiable`) are ignored.
+            the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, NAdam, RAdam, Adamax,
+            Rprop and ASGD are supported with all their arguments; missing ones have PyTorch's defaults. Implementation
+            options (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
         labels: If there are several groups, which of them each parameter belongs to, as for `param_groups`; the groups
             are called `"0"`, `"1"`, and so on. `torch_labels` creates the labels from PyTorch's names.
         learning_rate: A learning rate to use instead of `lr`, a number or a schedule, or one for each group. A
@@ -135,11 +180,12 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
         raise ValueError(
             f"from_torch: hyperparameters of {name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}"
         )
-    arguments = {key: group[key] for key in kind.arguments.split() if key in group}
-    if "betas" in arguments:
-        if not isinstance(arguments["betas"], Sequence) or len(arguments["betas"]) != 2:
-            raise ValueError(f"from_torch: betas must be two numbers, got {arguments['betas']!r}")
-        arguments["b1"], arguments["b2"] = arguments.pop("betas")
+    arguments = kind.convert({key: _plain(group[key]) for key in kind.arguments.split() if key in group})
+    for key in PAIRS.keys() & arguments.keys():
+        pair = arguments.pop(key)
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"from_torch: {key} must be two numbers, got {pair!r}")
+        arguments |= zip(PAIRS[key], pair)
     rate = arguments.pop("lr", None)
     plain = {argument_name(key): _plain(value) for key, value in arguments.items()}
     if learning_rate is not None or rate is not None:
@@ -173,7 +219,7 @@ def class_of(group: Mapping[str, Any]) -> str | None:
 def known_hyperparams(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a group that affect the optimizer of that name."""
     known = {*_KINDS[name].arguments.split(), "decoupled_weight_decay"}
-    if name not in ("Adam", "AdamW", "NAdam"):
+    if name not in ("Adam", "AdamW", "NAdam", "RAdam"):
         known.remove("decoupled_weight_decay")
     return {key: _plain(value) for key, value in group.items() if key in known}
 
@@ -186,6 +232,11 @@ def is_known(name: str) -> bool:
 def kept_keys(name: str) -> list[str]:
     """What PyTorch's optimizer of that name may store for each parameter."""
     return _KINDS[name].keeps.split()
+
+
+def numbers_after(name: str, steps: int, hyperparams: Mapping[str, Any]) -> dict[str, float]:
+    """What PyTorch's optimizer of that name stores for each parameter that follows from the steps it has taken."""
+    return {key: follow(steps, **hyperparams) for key, follow in _KINDS[name].follows.items()}
 
 
 def is_early(name: str) -> bool:

@@ -115,7 +115,7 @@ def test_every_kind_of_real_number_is_a_hyperparameter(optimizer: Optimizer, num
 
 @each_optimizer
 def test_vmap_over_every_hyperparameter_gives_what_a_loop_gives(optimizer: Optimizer, x64):
-    params, gradients = some_params(), some_gradients()
+    params, gradients = some_params(), some_gradients(40)  # RAdam is rectified from step 6 on
 
     def final(numbers):
         return run(optimizer(**numbers), params, gradients)[0]
@@ -128,8 +128,9 @@ def test_vmap_over_every_hyperparameter_gives_what_a_loop_gives(optimizer: Optim
     for index, (name, row) in enumerate(zip(("python numbers", *names), rows, strict=True)):
         expected = final(row) if index == 0 else alone({name: jnp.asarray(value) for name, value in row.items()})
         assert_close(nth(together, index), expected, message=name)
-        if index > 0:  # the hyperparameter does something
-            assert jnp.abs(together["w"][index] - together["w"][0]).min() > 1e-9, name
+        if index > 0 and name not in optimizer.unseen:  # the hyperparameter does something
+            change = jnp.abs(together["w"][index] - together["w"][0])
+            assert (change.max() if name in optimizer.sporadic else change.min()) > 1e-9, name
 
 
 @each_hyperparameter
@@ -198,7 +199,7 @@ def test_gradients_through_twenty_steps_are_finite_differences(optimizer: Optimi
         # Two losses of size 10, rounded at 1e-16 of it, over a step of 1e-9 (ε) or more: 1e-6. The step itself is
         # at most a thousandth of 1 − β2, so the error from the curvature is a millionth.
         np.testing.assert_allclose(gradient[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
-        assert gradient[name] != 0
+        assert gradient[name] != 0 or name in (*optimizer.sporadic, *optimizer.unseen)
 
 
 @each_optimizer
@@ -316,7 +317,9 @@ def test_extreme_gradients_give_finite_updates_and_zero_gradients_none(optimizer
 
 
 @pytest.mark.parametrize(
-    "optimizer", [row for row in OPTIMIZERS if "b2" in row.hyperparameters], ids=lambda row: row.name
+    "optimizer",
+    [row for row in OPTIMIZERS if row.has_link("mean_square") and not row.has_link("deviation")],
+    ids=lambda row: row.name,
 )
 def test_a_bfloat16_second_moment_does_not_stall(optimizer: Optimizer):
     params, gradients = {"w": jnp.zeros(2, jnp.bfloat16)}, {"w": jnp.full((2000, 2), 0.5, jnp.bfloat16)}

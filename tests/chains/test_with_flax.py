@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd
+from linkax.chains import Chain, adadelta, adagrad, adam, adamw, asgd, nadam, rmsprop, sgd
 from linkax.transforms import matrices_only
 
 from .optimizers import Optimizer, each_optimizer
@@ -42,7 +42,8 @@ class NnxNetwork(nnx.Module):
 
 def _for_training(optimizer: Optimizer) -> Chain:
     # A climber would have to be given the negative loss.
-    return optimizer(maximize=False, learning_rate={sgd: 0.1, adagrad: 0.1, adadelta: 1.0}.get(optimizer.factory, 0.02))
+    rates = {sgd: 0.1, asgd: 0.1, adagrad: 0.1, adadelta: 1.0}
+    return optimizer(maximize=False, learning_rate=rates.get(optimizer.factory, 0.02))
 
 
 @each_optimizer

@@ -17,6 +17,7 @@ from .optimizers import (
     Optimizer,
     assert_close,
     each_optimizer,
+    each_with_a_rate,
     nth,
     run,
     signature,
@@ -50,7 +51,7 @@ def test_an_optax_transformation_is_welcome_in_a_linkax_chain(optimizer: Optimiz
 def test_injected_hyperparameters_change_without_retracing(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients()
     # S_0 is read by init alone, so it cannot change later.
-    at_init = {k: v for k, v in optimizer.other_numbers.items() if k == "initial_accumulator_value"}
+    at_init = {k: v for k, v in optimizer.other_numbers.items() if k not in optimizer.schedulable}
     tx: Any = optax.inject_hyperparams(optimizer.factory)(**{**optimizer.numbers, **optimizer.switches, **at_init})
     traces = []
 
@@ -90,7 +91,7 @@ def test_injected_state_is_the_same_inside_and_outside_jit(optimizer: Optimizer)
         assert signature(jax.eval_shape(tx.update, params, outside, params)[1]) == signature(outside)
 
 
-@each_optimizer
+@each_with_a_rate
 def test_a_schedule_can_be_injected(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients()
     schedule = optax.exponential_decay(0.125, transition_steps=1, decay_rate=0.5)
@@ -176,7 +177,7 @@ def _assert_a_schedule_is_set_by_hand(optimizer: Optimizer, names, schedule):
     assert_close(actual, expected, tolerance=1e-6)  # some schedules compute in float32 even here: 6e-8 a rounding
 
 
-@each_optimizer
+@each_with_a_rate
 def test_a_schedule_is_its_number_set_by_hand_before_every_step(optimizer: Optimizer, x64):
     _assert_a_schedule_is_set_by_hand(optimizer, ["learning_rate", "weight_decay"], _SCHEDULES["exponential"])
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd
+from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, asgd, nadam, radam, rmsprop, rprop, sgd
 
 CHAINS: Mapping[str, Callable[..., Chain]] = {
     "SGD": sgd,
@@ -13,17 +13,27 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
     "Adam": adam,
     "AdamW": adamw,
     "NAdam": nadam,
+    "Adamax": adamax,
+    "RAdam": radam,
+    "Rprop": rprop,
+    "ASGD": asgd,
 }
 
+PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
 RENAMED = {"lr": "learning_rate", "alpha": "decay"}
 
 
 def chain_like(name: str, arguments: Mapping[str, Any]) -> Chain:
     """The chain for a PyTorch optimizer's name and arguments: the README's table, as code."""
     ours: dict[str, Any] = {}
+    if name == "ASGD":
+        given = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0, **arguments}
+        decay, rate = given.pop("lambd"), given["lr"]
+        ours |= {"power": given.pop("alpha"), "start": given.pop("t0"), "lr_decay": decay * rate}
+        arguments = {**given, "weight_decay": given["weight_decay"] + decay}
     for key, value in arguments.items():
-        if key == "betas":
-            ours["b1"], ours["b2"] = value
+        if key in PAIRS:
+            ours |= zip(PAIRS[key], value, strict=True)
         else:
             ours[RENAMED.get(key, key)] = value
     return CHAINS[name](**ours)
@@ -55,4 +65,15 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("NAdam", {}),
     ("NAdam", {"momentum_decay": 0.1, "betas": (0.95, 0.99), "weight_decay": 0.1, "maximize": True}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Adamax", {}),
+    ("Adamax", {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    ("RAdam", {}),
+    ("RAdam", {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"betas": (0.9, 0.5), "weight_decay": 0.01}),
+    ("ASGD", {}),
+    ("ASGD", {"lr": 0.1, "lambd": 0.01, "alpha": 0.5, "t0": 20, "weight_decay": 0.1, "maximize": True}),
+    ("ASGD", {"lambd": 0.0, "t0": 0}),
+    ("Rprop", {}),
+    ("Rprop", {"lr": 1.0, "etas": (0.7, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True}),
 )

@@ -31,6 +31,8 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Adam", {"amsgrad": True}),
     ("AdamW", {}),
     ("NAdam", {}),
+    ("Adamax", {}),
+    ("RAdam", {}),
 )
 
 

@@ -102,6 +102,48 @@ def dozat(g, w, t, s):
     return w - 0.002 * m_hat / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
 
+def kingma_max(g, w, t, s):
+    s["m"] = 0.9 * s.get("m", 0) + (1 - 0.9) * g
+    s["u"] = np.maximum(0.999 * s.get("u", 0), np.abs(g))
+    return w - 0.002 / (1 - 0.9**t) * s["m"] / s["u"]
+
+
+def liu(g, w, t, s):
+    m, v = _moments(g, s)
+    m_hat, longest = m / (1 - 0.9**t), 2 / (1 - 0.999) - 1
+    length = longest - 2 * t * 0.999**t / (1 - 0.999**t)
+    if length <= 4:
+        return w - 0.001 * m_hat
+    r = np.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
+    return w - 0.001 * r * m_hat / np.sqrt(v / (1 - 0.999**t))
+
+
+def chen(g, w, t, s):
+    m = s.get("m", 0)
+    s["m"] = 0.99 * m + (1 - 0.99) * g
+    return w - 1e-4 * (np.sign(0.9 * m + (1 - 0.9) * g) + 0.1 * w)
+
+
+def zhuang(g, w, t, s):
+    s["m"] = 0.9 * s.get("m", 0) + (1 - 0.9) * g
+    s["s"] = 0.999 * s.get("s", 0) + (1 - 0.999) * (g - s["m"]) ** 2 + 1e-8
+    return w - 0.001 * (s["m"] / (1 - 0.9**t)) / (np.sqrt(s["s"] / (1 - 0.999**t)) + 1e-8)
+
+
+def you(g, w, t, s):
+    m, v = _moments(g, s)
+    u = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6) + 0.1 * w
+    return w - 0.001 * np.linalg.norm(w) / np.linalg.norm(u) * u
+
+
+def riedmiller(g, w, t, s):
+    same = g * s.get("g", 0)
+    s["size"] = s.get("size", 0.1) * np.where(same > 0, 1.2, np.where(same < 0, 0.5, 1))
+    s["size"] = np.clip(s["size"], 1e-6, 50)
+    s["g"] = np.where(same < 0, 0, g)
+    return w - s["size"] * np.sign(s["g"])
+
+
 PAPERS = {
     "SGD: paper, momentum": polyak,
     "Adagrad: paper": duchi,
@@ -113,6 +155,12 @@ PAPERS = {
     "AdamW: paper": loshchilov,
     "AdamW: paper, no schedule": loshchilov_constant,
     "NAdam: paper": dozat,
+    "Adamax: paper": kingma_max,
+    "RAdam: paper": liu,
+    "Lion: paper": chen,
+    "AdaBelief: paper": zhuang,
+    "Rprop: paper": riedmiller,
+    "LAMB: paper": you,
 }
 
 
@@ -185,7 +233,10 @@ def test_line(x64, name, request):
 
 def test_every_optimizer_and_framework_is_there():
     named = {tuple(name.split(": ")) for name in lines()}
-    for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam"):
+    for optimizer in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam", "Adamax"):
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
+    assert {("RAdam", "PyTorch"), ("RAdam", "Optax"), ("Rprop", "PyTorch"), ("ASGD", "PyTorch")} <= named
+    assert ("AdaBelief", "Optax") in named
+    assert {(optimizer, framework) for optimizer in ("Lion", "LAMB") for framework in ("Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()
     assert importlib.util.find_spec("optax")

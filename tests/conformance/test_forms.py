@@ -12,6 +12,7 @@ from linkax.chains import adam, adamw, chain, sgd
 from linkax.transforms import (
     bias_correction,
     decoupled_weight_decay,
+    scale_by_blended_momentum,
     scale_by_learning_rate,
     scale_by_momentum,
     scale_by_nesterov,
@@ -99,6 +100,13 @@ def test_averaged_nesterov_is_accumulated_nesterov_at_another_rate(x64):
     averaged = chain(scale_by_nesterov(0.9, form="averaged"), scale_by_learning_rate(0.1))
     accumulated = sgd(0.01, momentum=0.9, nesterov=True)
     assert_same_path(walk(averaged, parameters(), gradients()), walk(accumulated, parameters(), gradients()))
+
+
+def test_blended_momentum_is_momentum_and_nesterovs_in_two_proportions(x64):
+    pairs = {0.9: scale_by_momentum(0.9, dampening=0.9), 0.81: scale_by_nesterov(0.9, form="averaged")}
+    for blend, other in pairs.items():
+        paths = [walk(tx, parameters(), gradients()) for tx in (scale_by_blended_momentum(blend, 0.9), other)]
+        assert_same_path(*paths)
 
 
 def test_l2_is_decoupled_decay_for_plain_sgd_only(x64):

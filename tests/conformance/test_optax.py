@@ -4,8 +4,23 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from linkax.chains import adadelta, adagrad, adam, adamw, chain, nadam, rmsprop, sgd
+from linkax.chains import (
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    chain,
+    lamb,
+    lion,
+    nadam,
+    radam,
+    rmsprop,
+    sgd,
+)
 from linkax.transforms import (
+    add_eps,
     add_l2_to_grad,
     bias_correction,
     decoupled_weight_decay,
@@ -15,6 +30,8 @@ from linkax.transforms import (
     scale_by_learning_rate,
     scale_by_momentum,
     scale_by_rms,
+    scale_by_sign,
+    scale_by_trust_ratio,
 )
 
 from .stream import assert_same_path, gradients, parameters, walk
@@ -69,6 +86,25 @@ PAIRS = {
         nadam(1e-2, momentum_decay=None, weight_decay=0.1, decoupled_weight_decay=True),
         optax.nadamw(1e-2, weight_decay=0.1),
     ),
+    "adamax": (adamax(1e-2), optax.adamax(1e-2)),
+    "radam, eps after the bias correction": (
+        radam(1e-2).drop("add_eps").add(add_eps(1e-8), after="second.bias_correction"),
+        optax.radam(1e-2),
+    ),
+    "adabelief": (adabelief(1e-2, eps=1e-5), optax.adabelief(1e-2, eps=0.0, eps_root=1e-8)),
+    "lamb": (lamb(1e-2), optax.lamb(1e-2)),
+    "lamb with decay": (lamb(SCHEDULE, weight_decay=0.1), optax.lamb(SCHEDULE, weight_decay=0.1)),
+    "trust ratio of the gradient": (
+        chain(decoupled_weight_decay(0.1), scale_by_trust_ratio(), scale_by_learning_rate(0.01)),
+        optax.lars(1.0, weight_decay=0.1, trust_coefficient=0.01, momentum=0.0),
+    ),
+    "lion": (lion(1e-3), optax.lion(1e-3)),
+    "lion with other numbers": (
+        lion(SCHEDULE, b1=0.95, b2=0.8, weight_decay=0.1),
+        optax.lion(SCHEDULE, b1=0.95, b2=0.8, weight_decay=0.1),
+    ),
+    "sign of the gradient": (chain(scale_by_sign(), scale_by_learning_rate(0.1)), optax.sign_sgd(0.1)),
+    "adamaxw": (adamax(1e-2).add(decoupled_weight_decay(0.1)), optax.adamaxw(1e-2, weight_decay=0.1)),
     "decay that the learning rate does not multiply": (
         adam(1e-2).add(decoupled_weight_decay(0.1, multiplied_by="nothing")),
         optax.chain(optax.adam(1e-2), optax.add_decayed_weights(-0.1)),

@@ -74,6 +74,34 @@ ARGUMENTS = {
         }
         | common
     ),
+    # PyTorch computes ρ_t as a difference of numbers of about 1 / (1 − β2).
+    "RAdam": st.fixed_dictionaries(
+        {
+            "lr": log_uniform(-5, -1),
+            "betas": st.tuples(st.floats(0, 0.9999), st.floats(0.5, 0.999)),
+            "eps": eps,
+            "decoupled_weight_decay": st.booleans(),
+        }
+        | common
+    ),
+    "ASGD": st.fixed_dictionaries(
+        {
+            "lr": learning_rate,
+            "lambd": st.one_of(st.just(0.0), log_uniform(-6, -1)),
+            "alpha": st.floats(0, 2),
+            "t0": st.sampled_from([0, 20, 1e6]),
+        }
+        | common
+    ),
+    "Rprop": st.fixed_dictionaries(
+        {
+            "lr": learning_rate,
+            "etas": st.tuples(st.floats(0.01, 0.99), st.floats(1.01, 3)),
+            "step_sizes": st.tuples(log_uniform(-8, -3), log_uniform(-3, 1)),
+            "maximize": st.booleans(),
+        }
+    ),
+    "Adamax": st.fixed_dictionaries({"lr": learning_rate, "betas": betas, "eps": eps} | common),
 }
 
 
@@ -86,7 +114,7 @@ def test_path_is_pytorchs(x64, case, data):
     name, arguments = case.partition("-")[0], data.draw(ARGUMENTS[case])
     # With alpha = 1 no gradient ever enters the mean, and ε alone divides: the decay then multiplies the parameters by
     # 1 − lr · weight_decay / ε in every step, and both explode to infinity, if not to NaN.
-    shrinks = arguments["lr"] * arguments["weight_decay"] < arguments.get("eps", 1.0)
+    shrinks = arguments["lr"] * arguments.get("weight_decay", 0) < arguments.get("eps", 1.0)
     hypothesis.assume(arguments.get("alpha") != 1 or shrinks)
     grads = gradients_for(arguments)
 
@@ -109,6 +137,10 @@ COMPLEX = [
     ("Adam", {"amsgrad": True, "maximize": True}),
     ("AdamW", {"amsgrad": True}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Adamax", {"weight_decay": 0.1}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Rprop", {}),
+    ("ASGD", {"lr": 0.1, "t0": 5}),
 ]
 
 
@@ -149,6 +181,15 @@ REFUSED = [
     ("AdamW", {"weight_decay": -0.1}),
     ("NAdam", {"momentum_decay": -0.1}),
     ("NAdam", {"betas": (1.5, 0.9)}),
+    ("Adamax", {"eps": -1e-8}),
+    ("Adamax", {"betas": (0.9, 1.0)}),
+    ("RAdam", {"eps": -1e-8}),
+    ("ASGD", {"lr": -1.0}),
+    ("ASGD", {"weight_decay": -0.1}),
+    ("Rprop", {"etas": (0.5, 0.9)}),
+    ("Rprop", {"etas": (1.0, 1.2)}),
+    ("Rprop", {"lr": -1.0}),
+    ("RAdam", {"betas": (0.9, 1.0)}),
 ]
 
 

@@ -7,18 +7,25 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
 from linkax.transforms import (
+    add_eps,
     add_l2_to_grad,
+    average_weights,
     bias_correction,
     decoupled_weight_decay,
+    deviation,
+    infinity_norm,
     mean_square,
     moment_ratio,
     negate_grad,
+    rectification,
     running_max,
     scale_by_adadelta,
+    scale_by_blended_momentum,
     scale_by_inverse_time_decay,
     scale_by_learning_rate,
     scale_by_momentum,
@@ -26,7 +33,10 @@ from linkax.transforms import (
     scale_by_past_rms,
     scale_by_rms,
     scale_by_rss,
+    scale_by_sign,
+    scale_by_sign_agreement,
     scale_by_stddev,
+    scale_by_trust_ratio,
     sum_of_squares,
     variance,
 )
@@ -65,6 +75,22 @@ def nesterov(decay, form, momentum_decay=None):
             yield (1 - now) / (1 - product) * g + ahead / (1 - product * ahead) * mu
 
 
+def blended(blend, decay):
+    mu = np.zeros_like(GRADS[0])
+    for g in GRADS:
+        yield blend * mu + (1 - blend) * g
+        mu = decay * mu + (1 - decay) * g
+
+
+def agreeing(size, shrink, grow, smallest, largest):
+    before, size = np.zeros_like(GRADS[0]), np.full_like(GRADS[0], size)
+    for g in GRADS:
+        same = g * before
+        size = np.clip(size * np.where(same > 0, grow, np.where(same < 0, shrink, 1)), smallest, largest)
+        before = np.where(same < 0, 0, g)
+        yield size * np.sign(before)
+
+
 def squares(decay):
     nu = np.zeros_like(GRADS[0])
     for g in GRADS:
@@ -79,11 +105,28 @@ def sums(start):
         yield total
 
 
+def largest(decay, eps):
+    nu = np.zeros_like(GRADS[0])
+    for g in GRADS:
+        nu = np.maximum(decay * nu, np.abs(g) + eps)
+        yield nu**2
+
+
 def variances(decay):
     mu = np.zeros_like(GRADS[0])
     for g, nu in zip(GRADS, squares(decay)):
         mu = decay * mu + (1 - decay) * g
         yield nu - mu**2
+
+
+def rectified(decay, threshold):
+    # As a plain sum: the weight of the gradient from k steps ago is (1 − decay) decay^k.
+    longest = 2 / (1 - decay) - 1
+    for t, g in enumerate(GRADS, start=1):
+        weights = decay ** np.arange(t)
+        length = 1 + 2 * (np.arange(t) @ weights) / weights.sum()
+        inverse, limit = ((n - 4) * (n - 2) / n for n in (length, longest))
+        yield g * limit / inverse if min(length, longest) > threshold else np.ones_like(g)
 
 
 def divided(seconds, eps, eps_in_sqrt):
@@ -119,8 +162,33 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         scale_by_nesterov,
         nesterov,
     ),
+    "scale_by_blended_momentum": (
+        st.fixed_dictionaries({"blend": fraction, "decay": fraction}),
+        scale_by_blended_momentum,
+        blended,
+    ),
+    "scale_by_sign": (st.just({}), scale_by_sign, lambda: np.where(GRADS > 0, 1.0, -1.0)),
+    "scale_by_sign_agreement": (
+        st.fixed_dictionaries(
+            {
+                "size": size,
+                "shrink": st.floats(0.01, 0.99),
+                "grow": st.floats(1.01, 4),
+                "smallest": st.floats(0, 0.1),
+                "largest": st.floats(0.1, 9),
+            }
+        ),
+        lambda size, **rest: scale_by_sign_agreement(size, **rest),
+        agreeing,
+    ),
     "mean_square": (st.fixed_dictionaries({"decay": fraction}), mean_square, squares),
     "sum_of_squares": (st.fixed_dictionaries({"start": size}), lambda start: sum_of_squares(start), sums),
+    "deviation": (
+        st.fixed_dictionaries({"decay": fraction}),
+        deviation,
+        lambda decay: (g - m for g, m in zip(GRADS, momentum(decay, decay, "zeros"))),
+    ),
+    "infinity_norm": (st.fixed_dictionaries({"decay": fraction, "eps": eps}), infinity_norm, largest),
     # Close to 0 a variance is the difference of equal numbers, and close to 1 an average of nothing.
     "variance": (st.fixed_dictionaries({"decay": st.floats(0.1, 0.99)}), variance, variances),
     "running_max": (st.just({}), running_max, lambda: np.maximum.accumulate(np.maximum(GRADS, 0))),
@@ -128,6 +196,16 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         st.fixed_dictionaries({"decay": proper}),
         bias_correction,
         lambda decay: (g / (1 - decay**t) for t, g in enumerate(GRADS, start=1)),
+    ),
+    "rectification": (
+        st.fixed_dictionaries({"decay": proper, "threshold": st.sampled_from([4.0, 5.0, 8.0])}),
+        rectification,
+        rectified,
+    ),
+    "add_eps": (
+        st.fixed_dictionaries({"eps": eps, "eps_in_sqrt": st.booleans()}),
+        lambda eps, eps_in_sqrt: optax.chain(mean_square(0.5), add_eps(eps, eps_in_sqrt)),
+        lambda eps, eps_in_sqrt: (v + eps if eps_in_sqrt else (np.sqrt(v) + eps) ** 2 for v in squares(0.5)),
     ),
     "scale_by_rms": (
         st.fixed_dictionaries({"decay": proper, "eps": eps, "eps_in_sqrt": st.booleans()}),
@@ -149,6 +227,11 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         lambda b1, b2, eps: moment_ratio(scale_by_momentum(b1, dampening=b1), mean_square(b2), eps),
         lambda b1, b2, eps: (m / (np.sqrt(v) + eps) for m, v in zip(momentum(b1, b1, "zeros"), squares(b2))),
     ),
+    "moment_ratio, of an infinity norm": (
+        st.fixed_dictionaries({"b1": proper, "b2": proper, "eps": eps}),
+        lambda b1, b2, eps: moment_ratio(scale_by_momentum(b1, dampening=b1), infinity_norm(b2, eps)),
+        lambda b1, b2, eps: (m / np.sqrt(v) for m, v in zip(momentum(b1, b1, "zeros"), largest(b2, eps))),
+    ),
     "scale_by_past_rms": (
         st.fixed_dictionaries({"decay": fraction, "eps": eps}),
         scale_by_past_rms,
@@ -158,6 +241,11 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         st.fixed_dictionaries({"rho": fraction, "eps": eps}),
         scale_by_adadelta,
         lambda rho, eps: past_rms(divided(squares(rho), eps, True), rho, eps),
+    ),
+    "scale_by_trust_ratio": (
+        st.just({}),
+        scale_by_trust_ratio,
+        lambda: (g * np.linalg.norm(WEIGHTS) / np.linalg.norm(g) for g in GRADS),
     ),
     "scale_by_learning_rate": (
         st.fixed_dictionaries({"learning_rate": size}),
@@ -174,6 +262,12 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         scale_by_inverse_time_decay,
         lambda decay: (g / (1 + t * decay) for t, g in enumerate(GRADS)),
     ),
+    "scale_by_inverse_time_decay, with a power": (
+        st.fixed_dictionaries({"decay": size, "power": size}),
+        scale_by_inverse_time_decay,
+        lambda decay, power: (g / (1 + t * decay) ** power for t, g in enumerate(GRADS)),
+    ),
+    "average_weights": (st.fixed_dictionaries({"start": st.floats(0, 9)}), average_weights, lambda start: GRADS),
     "negate_grad": (st.just({}), negate_grad, lambda: -GRADS),
     "add_l2_to_grad": (
         st.fixed_dictionaries({"weight_decay": size}),
@@ -203,6 +297,25 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         lambda weight_decay: GRADS - weight_decay * WEIGHTS,
     ),
 }
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(start=st.one_of(st.integers(0, 9), st.floats(0, 9)))
+def test_averaged_weights_follow_their_equation(x64, start):
+    tx = average_weights(start)
+
+    def step(carry, g):
+        w, state = carry
+        updates, state = tx.update(g, state, w)
+        return (w + updates, state), state.average
+
+    weights = jnp.asarray(WEIGHTS)
+    ours = jax.lax.scan(step, (weights, tx.init(weights)), jnp.asarray(GRADS))[1]
+    expected, average = [], np.zeros_like(WEIGHTS)
+    for t, w in enumerate(WEIGHTS + np.cumsum(GRADS, axis=0), start=1):
+        average = average + (w - average) / max(1, t - 1 - start)
+        expected.append(average)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-13)  # sums of twelve numbers of about 1
 
 
 @pytest.mark.parametrize("name", EQUATIONS)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,13 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from linkax.chains import adam, adamw, param_groups
-from linkax.transforms import add_l2_to_grad, decoupled_weight_decay, matrices_only
+from linkax.transforms import (
+    add_l2_to_grad,
+    average_weights,
+    decoupled_weight_decay,
+    matrices_only,
+    scale_by_trust_ratio,
+)
 
 PARAMS = {
     "dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
@@ -233,11 +240,26 @@ def test_nodes_without_parameters_may_have_a_flag():
         assert link.update(nothing, link.init(nothing), nothing)[0] == nothing
 
 
-@pytest.mark.parametrize("factory", [add_l2_to_grad, decoupled_weight_decay])
-def test_parameters_are_needed(factory):
-    tx = factory(0.1)
-    with pytest.raises(ValueError, match=f"^{factory.__name__}: params must be given to update"):
+@pytest.mark.parametrize(
+    "tx", [add_l2_to_grad(0.1), decoupled_weight_decay(0.1), scale_by_trust_ratio(), average_weights()], ids=repr
+)
+def test_parameters_are_needed(tx):
+    with pytest.raises(ValueError, match=f"^{tx.name}: params must be given to update"):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_the_trust_ratio_is_that_of_the_selected_leaves_and_1_where_a_norm_is_0():
+    params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([3.0, 4.0]), "zero": jnp.zeros(2)}
+    updates = {"a": jnp.array([0.0, 2.0]), "b": jnp.array([0.0, 2.0]), "zero": jnp.ones(2)}
+    tx = scale_by_trust_ratio({"a": True, "b": False, "zero": True})
+    scaled, state = tx.update(updates, tx.init(params), params)
+    chex.assert_trees_all_close(scaled, {**updates, "a": jnp.array([0.0, 5.0])}, rtol=1e-6)  # float32
+    nothing = jax.tree.map(jnp.zeros_like, updates)
+    chex.assert_trees_all_equal(tx.update(nothing, state, params)[0], nothing)
+    with pytest.raises(ValueError, match="^scale_by_trust_ratio: mask must say .* be scaled, got nothing for zero"):
+        scale_by_trust_ratio({"a": True, "b": True}).init(params)
+    with pytest.raises(TypeError, match="^scale_by_trust_ratio: mask must be a tree of True and False, got 1 at a"):
+        scale_by_trust_ratio({"a": 1})
 
 
 def test_a_mask_that_is_taken_for_a_schedule_says_so():

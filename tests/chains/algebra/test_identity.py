@@ -51,7 +51,7 @@ def test_arrays_as_hyperparameters_are_compared_by_value(optimizer: Optimizer):
 
     assert build() == build()
     assert hash(build()) == hash(build())
-    assert build() != build(0.5)
+    assert build() != build(0.9)
 
 
 _numbers = st.fixed_dictionaries(

@@ -12,7 +12,24 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamw, nadam, rmsprop, sgd
+from linkax.chains import (
+    Chain,
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    lamb,
+    lion,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+)
+from linkax.transforms._check import Arguments
 
 VALUES = {
     # Two values of every numeric hyperparameter. ε is large, so that changing it shows.
@@ -28,6 +45,12 @@ VALUES = {
     "b2": (0.999, 0.95),
     "momentum_decay": (0.004, 0.1),
     "eps": (1e-3, 1e-2),
+    "power": (0.75, 0.5),
+    "start": (1.5, 2.5),
+    "shrink": (0.5, 0.7),
+    "grow": (1.2, 1.5),
+    "smallest": (0.03, 0.05),
+    "largest": (0.2, 0.15),
 }
 
 
@@ -39,6 +62,8 @@ class Optimizer:
     factory: Callable[..., Chain]
     hyperparameters: tuple[str, ...]
     switches: dict[str, Any] = field(default_factory=dict)
+    sporadic: tuple[str, ...] = ()  # hyperparameters that only change some elements in some steps
+    unseen: tuple[str, ...] = ()  # hyperparameters that only change what is in the state
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -48,11 +73,22 @@ class Optimizer:
     def other_numbers(self) -> dict[str, float]:
         return {name: VALUES[name][1] for name in self.hyperparameters}
 
+    @property
+    def schedulable(self) -> tuple[str, ...]:
+        """All hyperparameters but those that are read before the first step only."""
+        constants = Arguments(self.factory).constants
+        return tuple(name for name in self.hyperparameters if name not in constants)
+
+    def has_link(self, name: str) -> bool:
+        """Whether the chain has a link of this name, other than in an abbreviation."""
+        return f" {name}(" in repr(self())
+
     def __call__(self, **changes: Any) -> Any:  # a Chain; Optax's types take states and updates for bare arrays
         return self.factory(**{**self.numbers, **self.switches, **changes})
 
 
 _BOTH = ("learning_rate", "weight_decay")
+_RPROP = ("shrink", "grow", "smallest", "largest")
 _ADAM = (*_BOTH, "b1", "b2", "eps")
 OPTIMIZERS = [
     Optimizer("sgd", sgd, _BOTH),
@@ -69,8 +105,19 @@ OPTIMIZERS = [
     Optimizer("adamw_maximize", adamw, _ADAM, {"maximize": True}),
     Optimizer("nadam", nadam, (*_ADAM, "momentum_decay")),
     Optimizer("nadam_decoupled", nadam, (*_ADAM, "momentum_decay"), {"decoupled_weight_decay": True}),
+    Optimizer("adamax", adamax, _ADAM, sporadic=("b2",)),
+    Optimizer("radam", radam, _ADAM),
+    Optimizer("radam_decoupled", radam, _ADAM, {"decoupled_weight_decay": True}),
+    Optimizer("adabelief", adabelief, _ADAM),
+    Optimizer("lamb", lamb, _ADAM),
+    Optimizer("rprop", rprop, ("learning_rate", *_RPROP), sporadic=_RPROP),
+    Optimizer("asgd", asgd, (*_BOTH, "lr_decay", "power", "start"), unseen=("start",)),
+    Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+each_with_a_rate = pytest.mark.parametrize(
+    "optimizer", [row for row in OPTIMIZERS if "learning_rate" in row.schedulable], ids=lambda optimizer: optimizer.name
+)
 each_hyperparameter = pytest.mark.parametrize(
     ("optimizer", "name"),
     [pytest.param(o, name, id=f"{o.name}-{name}") for o in OPTIMIZERS for name in o.hyperparameters],

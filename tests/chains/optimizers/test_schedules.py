@@ -33,8 +33,7 @@ each_scheduled = pytest.mark.parametrize(
     [
         pytest.param(optimizer, name, id=f"{optimizer.name}-{name}")
         for optimizer in OPTIMIZERS
-        for name in optimizer.hyperparameters
-        if name != "initial_accumulator_value"  # it is read before the first step only
+        for name in optimizer.schedulable
     ],
 )
 
@@ -55,7 +54,7 @@ def test_a_schedule_is_its_number_set_by_hand_before_every_step(optimizer: Optim
 @each_optimizer
 def test_all_hyperparameters_can_be_schedules_at_once(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients(STEPS)
-    schedules = {name: between(name) for name in optimizer.hyperparameters if name != "initial_accumulator_value"}
+    schedules = {name: between(name) for name in optimizer.schedulable}
     numbers = [{name: schedule(t) for name, schedule in schedules.items()} for t in range(STEPS)]
     actual, _ = run(optimizer(**schedules), params, gradients)
     assert_close(actual, by_hand(optimizer, numbers, params, gradients))
@@ -64,7 +63,7 @@ def test_all_hyperparameters_can_be_schedules_at_once(optimizer: Optimizer, x64)
 @each_optimizer
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.complex64], ids=lambda dtype: dtype.__name__)
 def test_scheduled_states_keep_their_structure_and_dtypes(optimizer: Optimizer, dtype):
-    schedules = {name: between(name) for name in optimizer.hyperparameters if name != "initial_accumulator_value"}
+    schedules = {name: between(name) for name in optimizer.schedulable}
     tx = optimizer(**schedules)
     params, gradients = some_params(dtype), nth(some_gradients(dtype=dtype), 0)
     state = tx.init(params)
@@ -80,7 +79,7 @@ def test_scheduled_states_keep_their_structure_and_dtypes(optimizer: Optimizer, 
     "name", [name for name in VALUES if name not in ("learning_rate", "initial_accumulator_value")]
 )
 def test_in_optaxs_wrappers(name, x64):
-    optimizer = next(row for row in OPTIMIZERS if name in row.hyperparameters)
+    optimizer = next(row for row in OPTIMIZERS if name in row.schedulable)
     params, gradients, schedule = some_params(), some_gradients(STEPS), between(name)
     tx = optimizer(**{name: schedule})
     expected, _ = run(tx, params, gradients)

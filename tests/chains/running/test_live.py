@@ -82,8 +82,7 @@ def test_updates_are_the_chains_own(tx, names, x64):
     [
         pytest.param(optimizer, name, id=f"{optimizer.name}-{name}")
         for optimizer in OPTIMIZERS
-        for name in optimizer.hyperparameters
-        if name != "initial_accumulator_value"
+        for name in optimizer.schedulable
     ],
 )
 def test_the_arguments_of_the_named_optimizers_are_knobs(optimizer: Optimizer, name, x64):

@@ -8,7 +8,20 @@ import optax
 import pytest
 from flax import nnx
 
-from linkax.chains import adam, adamw, chain, live, migrate, nadam, param_groups, rmsprop, sgd, sparse_adam
+from linkax.chains import (
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    chain,
+    live,
+    migrate,
+    nadam,
+    param_groups,
+    rmsprop,
+    sgd,
+    sparse_adam,
+)
 from linkax.transforms import bias_correction, running_max, scale_by_nesterov
 
 PARAMS = {"body": {"w": jnp.arange(6.0).reshape(2, 3)}, "head": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}}
@@ -53,6 +66,26 @@ def test_what_both_have_goes_on_as_if_it_had_been_there_all_along(old, new):
         _, state = old.update(gradients(step), state, zeros)
         _, expected = new.update(gradients(step), expected, zeros)
     chex.assert_trees_all_equal(migrate(old, state, new, PARAMS).state, expected)
+
+
+def test_an_infinity_norm_has_no_sign_and_follows_the_units():
+    old = adamax()
+    params, state = walk(old, old.init(PARAMS))
+    norm = optax.tree.get(state, "nu")
+    opposite = migrate(old, state, adamax(maximize=True), params)
+    chex.assert_trees_all_equal(optax.tree.get(opposite.state, "nu"), norm)
+    doubled = migrate(old, state, chain(optax.scale(-2.0), *old.links), params)
+    chex.assert_trees_all_equal(optax.tree.get(doubled.state, "nu"), jax.tree.map(lambda nu: 2 * nu, norm))
+
+
+def test_an_average_of_the_weights_that_is_added_starts_with_the_weights_there_are():
+    old, new = sgd(0.1), asgd(0.1, start=0)
+    params, state = walk(old, old.init(PARAMS))
+    migration = migrate(old, state, new, params, steps=5)
+    assert any("average_weights.average" in one for one in migration.created)
+    params, state = walk(new, migration.state, params, steps=1)
+    chex.assert_trees_all_close(optax.tree.get(state, "average"), params, rtol=1e-6)
+    assert int(state[1].count) == 6  # of the rate's decay, which goes on
 
 
 def test_a_running_maximum_starts_anew_in_adam_that_becomes_amsgrad():

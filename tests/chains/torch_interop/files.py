@@ -53,6 +53,47 @@ HYPERPARAMS: dict[str, dict[str, Any]] = {
         "decoupled_weight_decay": False,
         "maximize": False,
     },
+    "RAdam": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.99),
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "maximize": False,
+        "foreach": None,
+        "capturable": False,
+        "decoupled_weight_decay": True,
+        "differentiable": False,
+    },
+    "Adamax": {
+        "lr": 2e-3,
+        "betas": (0.9, 0.99),
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "foreach": None,
+        "maximize": False,
+        "differentiable": False,
+        "capturable": False,
+    },
+    "ASGD": {
+        "lr": 0.1,
+        "lambd": 0.01,
+        "alpha": 0.5,
+        "t0": 5,
+        "weight_decay": 0.1,
+        "foreach": None,
+        "maximize": False,
+        "differentiable": False,
+        "capturable": False,
+    },
+    "Rprop": {
+        "lr": 0.01,
+        "etas": (0.5, 1.5),
+        "step_sizes": (1e-6, 50),
+        "foreach": None,
+        "maximize": False,
+        "differentiable": False,
+        "capturable": False,
+    },
 }
 KEEPS = {
     "SGD": "momentum_buffer",
@@ -62,6 +103,10 @@ KEEPS = {
     "Adam": "step exp_avg exp_avg_sq max_exp_avg_sq",
     "AdamW": "step exp_avg exp_avg_sq",
     "NAdam": "step mu_product exp_avg exp_avg_sq",
+    "RAdam": "step exp_avg exp_avg_sq",
+    "Adamax": "step exp_avg exp_inf",
+    "Rprop": "step prev step_size",
+    "ASGD": "step eta mu ax",
 }
 SHAPES = {"fc.weight": (3, 2), "fc.bias": (3,), "norm.weight": (3,)}
 STEPS = 7
@@ -95,9 +140,12 @@ def torch_file(name: str, *groups: list[str], **hyperparams: Any) -> dict[str, A
             return np.float32(STEPS)
         if key == "mu_product":
             return np.asarray(product)
+        if key in ("eta", "mu"):
+            return np.asarray(0.1 / (1 + 1e-3 * STEPS) ** 0.5 if key == "eta" else 1 / 2)
         drawn = rng.normal(size=shape)
         # Larger than the square of any average, as the mean of squares is; a maximum is larger still.
-        return drawn if key in ("momentum_buffer", "exp_avg", "grad_avg") else 10 + drawn**2 + 10 * (key[:3] == "max")
+        has_sign = key in ("momentum_buffer", "exp_avg", "grad_avg", "prev")
+        return drawn if has_sign else 10 + drawn**2 + 10 * (key[:3] == "max")
 
     names = list(groups) or [list(SHAPES)]
     order = [one for group in names for one in group]

@@ -12,7 +12,7 @@ import pytest
 from linkax.chains import adagrad, adam, adamw, nadam, param_groups, rmsprop
 from linkax.chains.torch_interop import export_state, from_torch, import_state, torch_labels
 
-from .files import STEPS, params, torch_file
+from .files import HYPERPARAMS, STEPS, params, torch_file
 
 TX = adamw(1e-3, b2=0.99)
 
@@ -363,7 +363,7 @@ def test_several_groups_are_named_in_their_problems():
     assert "group 0" not in text
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "NAdam"])
+@pytest.mark.parametrize("name", HYPERPARAMS)
 def test_what_is_in_order_warns_of_nothing(name):
     file = torch_file(name)
     import_state(from_torch((name, file["param_groups"])), params(), file)

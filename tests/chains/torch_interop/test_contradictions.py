@@ -50,6 +50,24 @@ CONTRADICTIONS = [
         {"betas": (0.5, 0.99)},
         "betas is (0.5, 0.99) in PyTorch's group 0, but the chain has decay=0.9 in first",
     ),
+    (
+        "RAdam",
+        {"betas": (0.9, 0.5)},
+        "betas is (0.9, 0.5) in PyTorch's group 0, but the chain has decay=0.99 in second",
+    ),
+    ("RAdam", {"eps": 1e-6}, "eps is 1e-06 in PyTorch's group 0, but the chain has eps=1e-08 in second.add_eps"),
+    ("Adamax", {"eps": 1e-6}, "eps is 1e-06 in PyTorch's group 0, but the chain has eps=1e-08 in second.infinity_norm"),
+    (
+        "Adamax",
+        {"betas": (0.9, 0.5)},
+        "betas is (0.9, 0.5) in PyTorch's group 0, but the chain has decay=0.99 in second",
+    ),
+    ("ASGD", {"alpha": 0.75}, "alpha is 0.75 in PyTorch's group 0, but the chain has power=0.5"),
+    ("ASGD", {"t0": 1}, "t0 is 1 in PyTorch's group 0, but the chain has start=5"),
+    ("ASGD", {"lambd": 0.02}, "lambd is 0.02 in PyTorch's group 0, but the chain has "),
+    ("Rprop", {"etas": (0.6, 1.5)}, "etas is (0.6, 1.5) in PyTorch's group 0, but the chain has shrink=0.5"),
+    ("Rprop", {"etas": (0.5, 1.2)}, "etas is (0.5, 1.2) in PyTorch's group 0, but the chain has grow=1.5"),
+    ("Rprop", {"step_sizes": (1e-6, 1)}, "step_sizes is (1e-06, 1) in PyTorch's group 0, but the chain has largest=50"),
 ]
 
 
@@ -199,6 +217,14 @@ def test_another_optimizers_hyperparameters_are_not_taken_for_one_of_ours():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         import_state(adamw(1e-3, b2=0.99), params(), file)
+
+
+def test_betas_alone_are_nobodys():
+    """Other libraries' Adams have the hyperparameters of PyTorch's Adamax, but not its switches."""
+    file = torch_file("AdamW")
+    kept = ("params", "param_names", "lr", "betas", "eps", "weight_decay")
+    file["param_groups"][0] = {key: file["param_groups"][0][key] for key in kept}
+    import_state(adamw(1e-3, b2=0.99), params(), file)
 
 
 def test_nadam_with_constant_momentum_is_optaxs_and_not_pytorchs():
