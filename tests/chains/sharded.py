@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from linkax.chains import adamw
 from linkax.transforms._formats import Format
 
-from .optimizers import OPTIMIZERS, Optimizer
+from .optimizers import MECHANISMS, Optimizer
 
 FORMATS: tuple[Format, ...] = ("bfloat16", "int8", "int4")
 SPECS = {"w": PartitionSpec("x", "y"), "b": PartitionSpec("y"), "whole": PartitionSpec()}
@@ -100,4 +100,4 @@ if __name__ == "__main__":
     specs = {"rows": PartitionSpec("x"), "columns": PartitionSpec(None, "y"), "both": PartitionSpec("x", "y")}
     found = {f"{as_} {name}": stored_results(as_, spec) for as_ in FORMATS for name, spec in specs.items()}
     jax.config.update("jax_enable_x64", True)
-    print(json.dumps(found | {optimizer.name: results(optimizer) for optimizer in OPTIMIZERS}))
+    print(json.dumps(found | {optimizer.name: results(optimizer) for optimizer in MECHANISMS}))

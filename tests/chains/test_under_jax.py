@@ -24,7 +24,7 @@ from .optimizers import (
     Optimizer,
     assert_close,
     each_hyperparameter,
-    each_optimizer,
+    each_mechanism,
     nth,
     run,
     signature,
@@ -35,7 +35,7 @@ from .optimizers import (
 # jit, scan, donation
 
 
-@each_optimizer
+@each_mechanism
 def test_donated_steps_trace_once_and_give_what_a_scan_gives(optimizer: Optimizer, x64):
     tx = optimizer()
     traces = []
@@ -59,7 +59,7 @@ def test_donated_steps_trace_once_and_give_what_a_scan_gives(optimizer: Optimize
     assert len(traces) == 1
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize(
     ("dtype", "number"),
     [(jnp.float32, float), (jnp.float32, jnp.float64), (jnp.bfloat16, jnp.float32), (jnp.complex64, jnp.float64)],
@@ -78,14 +78,14 @@ def test_state_keeps_its_structure_dtypes_and_weak_types(optimizer: Optimizer, d
     assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim > 0} <= {jnp.dtype(wide)}
 
 
-@each_optimizer
+@each_mechanism
 def test_update_without_jit_gives_what_jit_gives(optimizer: Optimizer, x64):
     tx, params, gradients = optimizer(), some_params(), nth(some_gradients(), 0)
     state = tx.init(params)
     assert_close(tx.update(gradients, state, params), jax.jit(tx.update)(gradients, state, params))
 
 
-@each_optimizer
+@each_mechanism
 def test_a_chain_can_be_built_inside_jit_around_arrays_from_outside(optimizer: Optimizer, x64):
     arrays = {name: jnp.asarray(value) for name, value in optimizer.numbers.items()}
     params, gradients = some_params(), nth(some_gradients(), 0)
@@ -99,7 +99,7 @@ def test_a_chain_can_be_built_inside_jit_around_arrays_from_outside(optimizer: O
     assert_close(updates(params, gradients), tx.update(gradients, tx.init(params), params)[0])
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize("number", [np.float32, np.float64, np.asarray, fractions.Fraction], ids=lambda n: n.__name__)
 def test_every_kind_of_real_number_is_a_hyperparameter(optimizer: Optimizer, number, x64):
     params, gradients = some_params(), nth(some_gradients(), 0)
@@ -113,7 +113,7 @@ def test_every_kind_of_real_number_is_a_hyperparameter(optimizer: Optimizer, num
 # vmap
 
 
-@each_optimizer
+@each_mechanism
 def test_vmap_over_every_hyperparameter_gives_what_a_loop_gives(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients(40)  # RAdam is rectified from step 6 on
 
@@ -153,7 +153,7 @@ def test_the_table_has_every_numeric_hyperparameter():
         assert names == set(Arguments(factory).numbers)
 
 
-@each_optimizer
+@each_mechanism
 def test_vmap_over_parameters_gives_what_a_loop_gives(optimizer: Optimizer, x64):
     params, gradients = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), some_params()), some_gradients()
     together = jax.jit(jax.vmap(lambda p: run(optimizer(), p, gradients)[0]))(params)
@@ -180,7 +180,7 @@ def _loss_after(optimizer: Optimizer, numbers, params, noise):
     return optax.tree.norm(carry[0], squared=True)
 
 
-@each_optimizer
+@each_mechanism
 def test_gradients_through_twenty_steps_are_finite_differences(optimizer: Optimizer, x64):
     params, noise = some_params(), some_gradients(20)
     numbers = {name: jnp.asarray(value) for name, value in optimizer.numbers.items()}
@@ -202,7 +202,7 @@ def test_gradients_through_twenty_steps_are_finite_differences(optimizer: Optimi
         assert gradient[name] != 0 or name in (*optimizer.sporadic, *optimizer.unseen)
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize(
     ("dtype", "zeroed"),
     [(jnp.float32, False), (jnp.float32, True), (jnp.float64, False)],
@@ -257,7 +257,7 @@ def _updates_at(tx, params, gradients):
 _HALVES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
-@each_optimizer
+@each_mechanism
 def test_half_precision_updates_are_the_float32_ones_rounded(optimizer: Optimizer):
     params = {name: some_params(dtype)["w"] for name, dtype in _HALVES.items()}
     gradients = {name: some_gradients(20, dtype)["w"] for name, dtype in _HALVES.items()}
@@ -275,28 +275,27 @@ def test_half_precision_updates_are_the_float32_ones_rounded(optimizer: Optimize
         np.testing.assert_allclose(actual, expected[name], rtol=rtol, atol=atol, err_msg=name)
 
 
-@each_optimizer
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
-def test_updates_leave_in_the_dtype_of_the_parameter(optimizer: Optimizer, dtype, param_dtype):
+@each_mechanism
+def test_updates_leave_in_the_dtype_of_the_parameter(optimizer: Optimizer):
     # What was rounded in the gradient stays rounded, but nothing is rounded to the gradient's dtype any more; and the
     # other way around, a wide gradient is not rounded before the update is there.
-    params = some_params(param_dtype)
-    wide_params = optax.tree.cast(params, jnp.float32)
-    for gradient in (some_gradients(5, dtype), some_gradients(5)):
-        state, updates = _updates_at(optimizer(), params, gradient)
-        wide_state, wide_updates = _updates_at(optimizer(), wide_params, optax.tree.cast(gradient, jnp.float32))
-        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(param_dtype)}
-        half_ulp = 0.5 * float(jnp.finfo(param_dtype).eps)
-        smallest = float(jnp.finfo(param_dtype).smallest_subnormal)
-        # Beyond that one rounding, float32 may add up in another order: a few 6e-8.
-        expected = optax.tree.cast(wide_updates, jnp.float32)
-        updates = optax.tree.cast(updates, jnp.float32)
-        chex.assert_trees_all_close(updates, expected, rtol=half_ulp + 1e-6, atol=max(smallest, 1e-7))
-        chex.assert_trees_all_close(state, wide_state, rtol=1e-6, atol=1e-7)
+    dtypes = {"float32": jnp.float32, **_HALVES}
+    pairs = {f"{one} for {other}": (one, other) for one in dtypes for other in dtypes}
+    params = {pair: some_params(dtypes[other])["w"] for pair, (_, other) in pairs.items()}
+    gradients = {pair: some_gradients(5, dtypes[one])["w"] for pair, (one, _) in pairs.items()}
+    state, updates = _updates_at(optimizer(), params, gradients)
+    wide_state, expected = _updates_at(optimizer(), *optax.tree.cast((params, gradients), jnp.float32))
+    chex.assert_trees_all_close(state, wide_state, rtol=1e-6, atol=1e-7)  # float32 may add up in another order
+    for pair, (_, other) in pairs.items():
+        assert updates[pair].dtype == dtypes[other], pair
+        # One rounding at the end, beyond that order: a few 6e-8.
+        info = jnp.finfo(dtypes[other])
+        rtol, atol = 0.5 * float(info.eps) + 1e-6, max(float(info.smallest_subnormal), 1e-7)
+        actual = updates[pair].astype(jnp.float32)
+        np.testing.assert_allclose(actual, expected[pair], rtol=rtol, atol=atol, err_msg=pair)
 
 
-@each_optimizer
+@each_mechanism
 def test_extreme_gradients_give_finite_updates_and_zero_gradients_none(optimizer: Optimizer):
     # Apart from 0, the squares of all of these are outside float16, and half of them too small for float32. What is
     # largest leaves room for momentum, which sums gradients up.
@@ -332,7 +331,7 @@ def test_a_bfloat16_second_moment_does_not_stall(optimizer: Optimizer):
 # complex
 
 
-@each_optimizer
+@each_mechanism
 def test_a_complex_parameter_is_a_pair_of_real_ones(optimizer: Optimizer, x64):
     dtypes = {"complex64": jnp.float32, "complex128": jnp.float64}
     pairs = {name: some_params(dtype)["w"] for name, dtype in dtypes.items()}
@@ -352,7 +351,7 @@ def test_a_complex_parameter_is_a_pair_of_real_ones(optimizer: Optimizer, x64):
 # unusual leaves
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize("empty", [{}, (), {"a": None}, optax.MaskedNode()], ids=repr)
 def test_a_tree_without_leaves_is_stepped(optimizer: Optimizer, empty):
     tx = optimizer()
@@ -361,7 +360,7 @@ def test_a_tree_without_leaves_is_stepped(optimizer: Optimizer, empty):
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(empty))
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=["none", "masked_node"])
 def test_leaves_that_are_not_there_change_nothing_for_the_others(optimizer: Optimizer, hole, x64):
     tx, params, gradients = optimizer(), some_params(), nth(some_gradients(), 0)
@@ -373,7 +372,7 @@ def test_leaves_that_are_not_there_change_nothing_for_the_others(optimizer: Opti
     chex.assert_trees_all_equal(jax.tree.leaves(state), jax.tree.leaves(expected_state))
 
 
-@each_optimizer
+@each_mechanism
 def test_a_leaf_without_a_gradient_keeps_its_state(optimizer: Optimizer, x64):
     tx, params, gradients = optimizer(), some_params(), some_gradients()
     update = jax.jit(tx.update)
@@ -391,7 +390,7 @@ def test_a_leaf_without_a_gradient_keeps_its_state(optimizer: Optimizer, x64):
     assert signature(after) == signature(before)
 
 
-@each_optimizer
+@each_mechanism
 def test_python_scalars_are_stepped_as_arrays_are(optimizer: Optimizer, x64):
     tx = optimizer()
     updates, state = tx.update({"x": 0.5}, tx.init({"x": 2.0}), {"x": 2.0})
@@ -401,7 +400,7 @@ def test_python_scalars_are_stepped_as_arrays_are(optimizer: Optimizer, x64):
     assert updates["x"].shape == ()
 
 
-@each_optimizer
+@each_mechanism
 def test_arrays_without_elements_are_stepped(optimizer: Optimizer, x64):
     tx, params, gradients = optimizer(), some_params(), some_gradients()
     empty = {**params, "empty": jnp.zeros((0, 3))}
@@ -410,7 +409,7 @@ def test_arrays_without_elements_are_stepped(optimizer: Optimizer, x64):
     assert_close({name: actual[name] for name in params}, run(tx, params, gradients)[0])
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize("leaf", [jnp.arange(3), jnp.ones(3, bool), 3], ids=["int", "bool", "python_int"])
 def test_integer_leaves_are_refused_by_name_of_their_dtype(optimizer: Optimizer, leaf):
     tx, params = optimizer(), {"w": jnp.ones(3)}
@@ -433,7 +432,7 @@ def sharded():
     return json.loads(subprocess.run(command, cwd=root, env=env, check=True, stdout=subprocess.PIPE).stdout)
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize(
     "what",
     ["eager_init", "jitted_init_explicit", "update", "step_keeps_sharding", "step_traces_no_more"],
@@ -442,7 +441,7 @@ def test_state_lies_where_the_parameters_lie(optimizer: Optimizer, what, sharded
     assert sharded[optimizer.name][what] is True
 
 
-@each_optimizer
+@each_mechanism
 def test_a_sharded_step_gives_what_an_unsharded_one_gives(optimizer: Optimizer, sharded):
     # In float64 the devices do the same arithmetic on every element, in another order at most.
     assert sharded[optimizer.name]["difference"] < 1e-12

@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 from linkax.chains import Chain, adadelta, adagrad, adam, adamw, asgd, nadam, rmsprop, sgd
 from linkax.transforms import matrices_only
 
-from .optimizers import Optimizer, each_optimizer
+from .optimizers import Optimizer, each_mechanism
 
 _STEPS = 100
 
@@ -46,7 +46,7 @@ def _for_training(optimizer: Optimizer) -> Chain:
     return optimizer(maximize=False, learning_rate=rates.get(optimizer.factory, 0.02))
 
 
-@each_optimizer
+@each_mechanism
 def test_a_linen_train_state_learns_and_traces_once(optimizer: Optimizer):
     x, y = _data()
     network = LinenNetwork()
@@ -71,7 +71,7 @@ def test_a_linen_train_state_learns_and_traces_once(optimizer: Optimizer):
     assert losses[-1] < 0.7 * min(losses[0], float(jnp.var(y)))  # well below what the best constant would leave
 
 
-@each_optimizer
+@each_mechanism
 def test_an_nnx_optimizer_learns_and_traces_once(optimizer: Optimizer):
     x, y = _data()
     model = NnxNetwork(nnx.Rngs(0))
@@ -91,7 +91,7 @@ def test_an_nnx_optimizer_learns_and_traces_once(optimizer: Optimizer):
     assert losses[-1] < 0.7 * min(losses[0], float(jnp.var(y)))
 
 
-@each_optimizer
+@each_mechanism
 def test_a_chain_stays_a_chain_when_nnx_splits_and_merges(optimizer: Optimizer):
     opt = nnx.Optimizer(NnxNetwork(nnx.Rngs(0)), optimizer(), wrt=nnx.Param)
     graph, state = nnx.split(opt)

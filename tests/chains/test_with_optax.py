@@ -16,7 +16,7 @@ from .optimizers import (
     OPTIMIZERS,
     Optimizer,
     assert_close,
-    each_optimizer,
+    each_mechanism,
     each_with_a_rate,
     nth,
     run,
@@ -26,7 +26,7 @@ from .optimizers import (
 )
 
 
-@each_optimizer
+@each_mechanism
 def test_in_an_optax_chain_it_sees_what_the_transformation_before_puts_out(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients()
     norms = jnp.sqrt(sum(jnp.sum(g**2, axis=tuple(range(1, g.ndim))) for g in gradients.values()))
@@ -37,7 +37,7 @@ def test_in_an_optax_chain_it_sees_what_the_transformation_before_puts_out(optim
     assert_close(actual, expected)
 
 
-@each_optimizer
+@each_mechanism
 def test_an_optax_transformation_is_welcome_in_a_linkax_chain(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients()
     clip = optax.clip_by_global_norm(1.0)
@@ -47,7 +47,7 @@ def test_an_optax_transformation_is_welcome_in_a_linkax_chain(optimizer: Optimiz
     assert_close(run(tx, params, gradients)[0], run(optax.chain(clip, optimizer()), params, gradients)[0])
 
 
-@each_optimizer
+@each_mechanism
 def test_injected_hyperparameters_change_without_retracing(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients()
     # S_0 is read by init alone, so it cannot change later.
@@ -80,7 +80,7 @@ def test_injected_hyperparameters_change_without_retracing(optimizer: Optimizer,
     assert_close(params, expected)
 
 
-@each_optimizer
+@each_mechanism
 def test_injected_state_is_the_same_inside_and_outside_jit(optimizer: Optimizer):
     params = some_params()
     zeros = {name: 0.0 for name in optimizer.hyperparameters if name in ("weight_decay", "dampening", "lr_decay")}
@@ -102,7 +102,7 @@ def test_a_schedule_can_be_injected(optimizer: Optimizer, x64):
     assert state.hyperparams["learning_rate"] == 0.125 * 0.5**4
 
 
-@each_optimizer
+@each_mechanism
 def test_micro_steps_make_one_step_on_the_mean_gradient(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients(6)
     multi = optax.MultiSteps(optimizer(), every_k_schedule=3, accumulator_dtype=jnp.float64)
@@ -111,7 +111,7 @@ def test_micro_steps_make_one_step_on_the_mean_gradient(optimizer: Optimizer, x6
     assert_close(actual, run(optimizer(), params, means)[0])
 
 
-@each_optimizer
+@each_mechanism
 def test_apply_if_finite_skips_a_step_that_is_not_finite(optimizer: Optimizer):
     params, gradients = some_params(), nth(some_gradients(), 0)
     tx: Any = optax.apply_if_finite(optimizer(), max_consecutive_errors=3)
@@ -124,7 +124,7 @@ def test_apply_if_finite_skips_a_step_that_is_not_finite(optimizer: Optimizer):
         assert after.total_notfinite == 1
 
 
-@each_optimizer
+@each_mechanism
 def test_masked_steps_the_selected_leaves_only(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients()
     actual, _ = run(optax.masked(optimizer(), {"w": True, "b": False}), params, gradients)
@@ -133,7 +133,7 @@ def test_masked_steps_the_selected_leaves_only(optimizer: Optimizer, x64):
     assert_close(actual["b"], params["b"] + gradients["b"].sum(axis=0))  # Optax lets the others pass unchanged
 
 
-@each_optimizer
+@each_mechanism
 def test_partition_steps_every_group_as_if_alone(optimizer: Optimizer, x64):
     params, gradients = some_params(), some_gradients()
     other = sgd(0.5, momentum=0.5)
@@ -189,7 +189,7 @@ def test_every_kind_of_schedule_works(name, schedule, x64):
     _assert_a_schedule_is_set_by_hand(adamw, [name], schedule)
 
 
-@each_optimizer
+@each_mechanism
 def test_tree_map_params_finds_what_has_the_shape_of_the_parameters(optimizer: Optimizer):
     tx = optimizer()
     state = tx.init(some_params())

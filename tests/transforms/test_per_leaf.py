@@ -13,7 +13,7 @@ from linkax.chains import adamw, chain, param_groups, sgd
 from linkax.transforms import _per_leaf, link, matrices_only, scale_by_learning_rate, scale_by_momentum
 from linkax.transforms._leaves import map_updates
 from linkax.transforms._per_leaf import Deferred, deferred, settled
-from tests.chains.optimizers import each_optimizer
+from tests.chains.optimizers import each_mechanism
 
 
 def some_tree(seed: int, dtype: Any = None) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_one_equation_a_leaf():
     assert len(jaxpr.eqns) < 50 + 40  # the others are for scalars
 
 
-@each_optimizer
+@each_mechanism
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64], ids=lambda dtype: dtype.__name__)
 def test_it_is_what_tracing_each_leaf_gives(optimizer, dtype, monkeypatch):
     params = some_tree(0, dtype)

@@ -10,19 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from tests.chains.optimizers import OPTIMIZERS, Optimizer
+from tests.chains.optimizers import MECHANISMS, Optimizer, each_mechanism
 
 # By step, which elements have a gradient: never, in the last steps, in the first ones, now and then, always.
 _HAS_GRADIENT = np.array([[0, 0, 1, 1, 1], [0, 0, 1, 0, 1], [0, 1, 0, 1, 1], [0, 1, 0, 1, 1]], bool)
 _SIZES = np.array([1.0, 0.7, -1.3, 0.4, 2.0])
 _START = np.array([0.0, 0.0, 2.0, 0.3, 1.5])  # where the weights are 0, their decay adds nothing to a gradient of 0
 _DIRECTION = np.array([1.0, -0.7, 0.3, 0.9, -0.5, 0.4])  # of the numbers, in their units
-
-# (Maximizing, or a decay elsewhere, is the same arithmetic once more.)
-KINDS = [optimizer for optimizer in OPTIMIZERS if optimizer.name not in ("adamw_maximize", "nadam_decoupled")]
-each_kind = pytest.mark.parametrize("optimizer", KINDS, ids=lambda optimizer: optimizer.name)
 
 # Compiling is what takes time here; nothing runs long.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -50,6 +45,12 @@ def _loss_after(
     return jnp.sum(carry[0] ** 2 * _SIZES + carry[0])
 
 
+# Forward over reverse, of each optimizer: compiled once for all tests.
+_HESSIANS = {
+    row.name: _jit(jax.hessian(functools.partial(_loss_after, row, list(row.numbers), False))) for row in MECHANISMS
+}
+
+
 def _differences(gradient: Any, numbers: jax.Array, units: np.ndarray) -> jax.Array:
     """Central differences of first derivatives, of fourth order, because some losses are bent much."""
     offsets, weights = 1e-3 * np.array([-2.0, -1.0, 1.0, 2.0]), np.array([1.0, -8.0, 8.0, -1.0]) / 12e-3
@@ -57,7 +58,7 @@ def _differences(gradient: Any, numbers: jax.Array, units: np.ndarray) -> jax.Ar
     return jnp.einsum("o,oij->ij", weights, jax.vmap(jax.vmap(gradient))(moved)) / units[:, None]
 
 
-@each_kind
+@each_mechanism
 def test_second_derivatives_are_differences_of_first_ones(optimizer: Optimizer, x64):
     names = list(optimizer.numbers)
     numbers = jnp.asarray([optimizer.numbers[name] for name in names])
@@ -71,14 +72,13 @@ def test_second_derivatives_are_differences_of_first_ones(optimizer: Optimizer, 
         gradient = jax.grad(in_scan)
         return {
             "differences": _differences(gradient, numbers, units),
-            "forward over reverse": jax.hessian(in_scan)(numbers),
             "reverse over reverse": jax.grad(lambda numbers: gradient(numbers) @ direction)(numbers),
             "unrolled": jax.jvp(jax.grad(short), (numbers,), (direction,))[1],
             "unrolled, differences": _differences(jax.grad(short), numbers, units).T @ direction,
         }
 
     results = jax.tree.map(np.asarray, found(numbers))
-    differences, hessian = results["differences"], results["forward over reverse"]
+    differences, hessian = results["differences"], np.asarray(_HESSIANS[optimizer.name](numbers, _HAS_GRADIENT))
 
     def assert_close(actual, expected, units):
         # What differences of fourth order with a step of a thousandth leave out is about 1e-10 of the largest; their
@@ -92,12 +92,12 @@ def test_second_derivatives_are_differences_of_first_ones(optimizer: Optimizer, 
     assert_close(results["unrolled"], results["unrolled, differences"], units)
 
 
-@each_kind
+@each_mechanism
 def test_second_derivatives_are_finite_where_decays_are_zero(optimizer: Optimizer, x64):
     zeroed = {"momentum", "dampening", "decay", "rho", "b1", "b2", "momentum_decay", "lr_decay", "weight_decay"}
     names = list(optimizer.numbers)
     numbers = jnp.asarray([0.0 if name in zeroed else optimizer.numbers[name] for name in names])
     # Not where a gradient is only the decay of the weights, whose root has a kink at 0: those always have one here.
     has_gradient = np.ones_like(_HAS_GRADIENT)
-    hessian = _jit(jax.hessian(functools.partial(_loss_after, optimizer, names, False)))(numbers, has_gradient)
+    hessian = _HESSIANS[optimizer.name](numbers, has_gradient)
     assert np.isfinite(hessian).all(), dict(zip(names, np.asarray(hessian), strict=True))

@@ -114,7 +114,14 @@ OPTIMIZERS = [
     Optimizer("asgd", asgd, (*_BOTH, "lr_decay", "power", "start"), unseen=("start",)),
     Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
+MECHANISMS = [
+    row
+    for row in OPTIMIZERS
+    if row.name not in ("sgd_momentum", "rmsprop", "adam", "adamw", "nadam_decoupled", "radam")
+]
+"""Rows that together have every link: enough where each link is compiled anew, which is what takes the tests' time."""
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+each_mechanism = pytest.mark.parametrize("optimizer", MECHANISMS, ids=lambda optimizer: optimizer.name)
 each_with_a_rate = pytest.mark.parametrize(
     "optimizer", [row for row in OPTIMIZERS if "learning_rate" in row.schedulable], ids=lambda optimizer: optimizer.name
 )
