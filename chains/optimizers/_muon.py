@@ -80,7 +80,7 @@ def muon(
 
     Differences:
         PyTorch: `lr` for `learning_rate`; no `maximize`. In bfloat16 the sums of large matrices may be rounded in
-        another order, which changes a step by up to half a percent. `optax.contrib.muon` corrects the bias of the
+        another order, which changes a step by up to one percent. `optax.contrib.muon` corrects the bias of the
         momentum, computes in the dtype of the gradient, and has an AdamW for other leaves built in.
 
     Example:
