@@ -7,6 +7,7 @@ from .algebra._diff import diff as diff
 from .laboratory._sweep import sweep as sweep
 from .optimizers._adabelief import adabelief as adabelief
 from .optimizers._adadelta import adadelta as adadelta
+from .optimizers._adafactor import adafactor as adafactor
 from .optimizers._adagrad import adagrad as adagrad
 from .optimizers._adam import adam as adam
 from .optimizers._adamax import adamax as adamax
@@ -14,6 +15,7 @@ from .optimizers._adamw import adamw as adamw
 from .optimizers._asgd import asgd as asgd
 from .optimizers._lamb import lamb as lamb
 from .optimizers._lion import lion as lion
+from .optimizers._muon import muon as muon
 from .optimizers._nadam import nadam as nadam
 from .optimizers._radam import radam as radam
 from .optimizers._rmsprop import rmsprop as rmsprop

@@ -12,6 +12,8 @@ from ._bias_correction import BiasCorrectionState as BiasCorrectionState
 from ._bias_correction import bias_correction as bias_correction
 from ._blended_momentum import ScaleByBlendedMomentumState as ScaleByBlendedMomentumState
 from ._blended_momentum import scale_by_blended_momentum as scale_by_blended_momentum
+from ._block_rms import clip_by_rms as clip_by_rms
+from ._block_rms import scale_by_param_rms as scale_by_param_rms
 from ._check import Constant as Constant
 from ._check import Fraction as Fraction
 from ._check import NonNegative as NonNegative
@@ -22,6 +24,9 @@ from ._decoupled import decoupled_weight_decay as decoupled_weight_decay
 from ._deviation import DeviationState as DeviationState
 from ._deviation import deviation as deviation
 from ._eps import add_eps as add_eps
+from ._eps import at_least_eps as at_least_eps
+from ._factored_mean_square import FactoredMeanSquareState as FactoredMeanSquareState
+from ._factored_mean_square import factored_mean_square as factored_mean_square
 from ._infinity_norm import InfinityNormState as InfinityNormState
 from ._infinity_norm import infinity_norm as infinity_norm
 from ._inverse_time_decay import InverseTimeDecayState as InverseTimeDecayState
@@ -39,6 +44,7 @@ from ._link import Slot as Slot
 from ._link import View as View
 from ._link import link as link
 from ._masks import matrices_only as matrices_only
+from ._matrix_shape import scale_by_matrix_shape as scale_by_matrix_shape
 from ._mean_square import MeanSquareState as MeanSquareState
 from ._mean_square import mean_square as mean_square
 from ._meaning import Count as Count
@@ -54,6 +60,9 @@ from ._momentum import scale_by_momentum as scale_by_momentum
 from ._negate import negate_grad as negate_grad
 from ._nesterov import ScaleByNesterovState as ScaleByNesterovState
 from ._nesterov import scale_by_nesterov as scale_by_nesterov
+from ._orthogonalize import orthogonalize as orthogonalize
+from ._rate_limit import LimitLearningRateState as LimitLearningRateState
+from ._rate_limit import limit_learning_rate as limit_learning_rate
 from ._rectification import RectificationState as RectificationState
 from ._rectification import rectification as rectification
 from ._rms import scale_by_rms as scale_by_rms

@@ -1,13 +1,13 @@
-"""ε added to a second moment, or to its root.
+"""ε added to a second moment, or to its root; or the least that it may be.
 
-(√V_t + ε)²   or   V_t + ε
+(√V_t + ε)²   or   V_t + ε   or   max(V_t, ε²)
 """
 
 import optax
 from jax import lax
 
 from ._check import NonNegative
-from ._leaves import like, map_updates, on_reals, safe_sqrt, scalar, wide
+from ._leaves import like, map_updates, on_reals, or_spacing, safe_sqrt, scalar, wide
 from ._link import link
 
 
@@ -54,5 +54,45 @@ def add_eps(eps: NonNegative, eps_in_sqrt: bool = False) -> optax.GradientTransf
     def update(updates, state, params=None):
         del params
         return map_updates(lambda v: like(added(wide(v)), v), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+@link("moment", is_leafwise=True, is_row_local=True, out="{}")
+def at_least_eps(eps: NonNegative | None = None) -> optax.GradientTransformation:
+    """Raises a second moment to ε² wherever it is smaller, so that its root is at least ε.
+
+    Returns max(V, ε²). Unlike `add_eps` it changes nothing where V is large enough.
+
+    Args:
+        eps: ε ≥ 0, in the units of √V; or a schedule of it. `None` for the spacing of numbers at 1: 1.2e-7 in float32,
+            2.2e-16 in float64.
+
+    Returns:
+        A link at the place `"moment"` without state.
+
+    Raises:
+        ValueError: If `eps` is negative or not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from linkax.transforms import at_least_eps
+        >>> link = at_least_eps(0.5)
+        >>> v = jnp.array([0.0, 4.0])
+        >>> print(link.update(v, link.init(v))[0])
+        [0.25 4.  ]
+
+    Source:
+        `torch.optim.Adafactor`, argument `eps`.
+    """
+
+    @on_reals
+    def raised(v):
+        epsilon = or_spacing(eps, v)
+        return lax.max(v, lax.mul(epsilon, epsilon))
+
+    def update(updates, state, params=None):
+        del params
+        return map_updates(lambda v: like(raised(wide(v)), v), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

@@ -24,16 +24,17 @@ class InfinityNormState(NamedTuple):
     "moment",
     is_leafwise=True,
     is_second_moment=True,
+    is_root=True,
     state={"nu": Moment("infinity norm of {}", torch="exp_inf", is_absolute=True)},
-    out="squared infinity norm of {}",
+    out="infinity norm of {}",
     knobs={"decay": "decay"},
 )
 def infinity_norm(decay: Fraction, eps: NonNegative = 0.0) -> optax.GradientTransformation:
-    """Replaces the gradient by the square of the largest size that it has had, where past sizes fade.
+    """Replaces the gradient by the largest size that it has had, where past sizes fade.
 
-    nu_t = max(decay · nu_{t−1}, |g_t| + ε), from nu_0 = 0; returns nu_t². Like a mean of squares it is meant as the
-    second argument of `moment_ratio`, which takes its root: the divisor is nu_t itself. It is the limit of a mean of
-    p-th powers, and of its p-th root, as p grows.
+    nu_t = max(decay · nu_{t−1}, |g_t| + ε), from nu_0 = 0; returns nu_t. Like a mean of squares it is meant as the
+    second argument of `moment_ratio`, which divides by it as it is, without a root. It is the limit of the p-th root of
+    a mean of p-th powers, as p grows.
 
     Args:
         decay: How much of a past size is left after each step, β2, in [0, 1], or a schedule of it.
@@ -56,11 +57,11 @@ def infinity_norm(decay: Fraction, eps: NonNegative = 0.0) -> optax.GradientTran
         >>> link = infinity_norm(0.5)
         >>> state = link.init(jnp.float32(0))
         >>> for g in (-4.0, 1.0, 3.0):
-        ...     square, state = link.update(jnp.float32(g), state)
-        ...     print(state.nu, square)
-        4.0 16.0
-        2.0 4.0
-        3.0 9.0
+        ...     nu, state = link.update(jnp.float32(g), state)
+        ...     print(nu)
+        4.0
+        2.0
+        3.0
 
     Source:
         Kingma and Ba, "Adam: a method for stochastic optimization", 2015, section 7.1; `torch.optim.Adamax`.
@@ -72,8 +73,7 @@ def infinity_norm(decay: Fraction, eps: NonNegative = 0.0) -> optax.GradientTran
     def update(updates, state, params=None):
         del params
         largest = on_reals(lambda g, nu: lax.max(faded(nu, decay), lax.add(lax.abs(g), scalar(eps, g))))
-        square = on_reals(lambda nu: lax.mul(nu, nu))
         nu = map_state(lambda g, nu: largest(wide(g), nu), updates, state.nu)
-        return map_updates(lambda g, nu: like(square(nu), g), updates, nu), InfinityNormState(nu)
+        return map_updates(lambda g, nu: like(nu, g), updates, nu), InfinityNormState(nu)
 
     return optax.GradientTransformation(init, update)

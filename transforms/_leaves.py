@@ -15,8 +15,9 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental.sparse import BCOO
+from jax.sharding import NamedSharding, PartitionSpec
 
-from ._check import Number
+from ._check import Number, is_traced
 from ._per_leaf import Deferred, apply
 from ._trees import is_missing, listed, path_text
 
@@ -192,6 +193,19 @@ def accumulators(params: Any, fill: Number = 0.0) -> Any:
     return jax.tree.map(accumulator, params)
 
 
+def mean_accumulator(leaf: Any, axis: int) -> jax.Array:
+    """An accumulator of zeros for means along one axis, which has one element there; sharded along the others."""
+    shape = tuple(1 if index == axis else size for index, size in enumerate(shape_of(leaf)))
+    sharding = None if is_traced(leaf) else getattr(leaf, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+        spec[axis] = None
+        return jnp.zeros(shape, accumulator_dtype(leaf), device=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+    if is_traced(leaf):  # the compiler, or the mesh, knows the sharding of a sum
+        return jnp.sum(jnp.zeros_like(leaf, accumulator_dtype(leaf)), axis, keepdims=True)
+    return jnp.zeros(shape, accumulator_dtype(leaf))
+
+
 def scalar_dtype(params: Any) -> jnp.dtype:
     """The dtype of scalars shared by all of `params`: the widest real accumulator dtype among them."""
     dtypes = [jnp.finfo(accumulator_dtype(leaf)).dtype for leaf in jax.tree.leaves(params)]
@@ -262,6 +276,11 @@ def scalar(value: Any, leaf: jax.Array) -> Any:
     return value if _is_array_of(value, dtype) else jnp.asarray(value, dtype)
 
 
+def or_spacing(value: Any, leaf: jax.Array) -> Any:
+    """A hyperparameter as `scalar` has it; instead of `None`, the distance from 1 to the next number of the dtype."""
+    return scalar(float(jnp.finfo(leaf.dtype).eps) if value is None else value, leaf)
+
+
 @functools.cache
 def _real_dtype(dtype: Any) -> Any:
     return jnp.finfo(dtype).dtype
@@ -316,6 +335,15 @@ def _in_two(value: float, dtype: Any) -> tuple[float, float]:
 def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
     """decay · old + (1 − decay) · new: one step of an exponential average of real arrays."""
     return weighted(old, new, decay, complement(decay))
+
+
+def shared(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:
+    """(1 − share) · old + share · new, of real arrays, as if 1 − share were not rounded to its dtype.
+
+    As in `weighted`, 1 − share is split into a number and a small remainder, neither of them negative.
+    """
+    kept = lax.max(1 - (share + np.float32(2**-22)), lax.full_like(share, 0))
+    return times(kept, old) + times((1 - kept) - share, old) + times(share, new)
 
 
 def times(number: Any, leaf: jax.Array) -> jax.Array:

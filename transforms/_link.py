@@ -129,6 +129,7 @@ class Link(optax.GradientTransformationExtraArgs):
         place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link, and for one that wraps whole
             optimizers.
         is_second_moment: Whether the link's output is a mean or sum of squares, whose root is a divisor.
+        is_root: Whether that output is the divisor itself, and not its square.
         sets_sign: Whether it decides if the optimizer minimises or maximises: the learning rate, a negation.
         is_row_local: Whether a row with a zero gradient gets no update and keeps its state.
         covers_rows: Whether what it holds may get row-sparse gradients, whatever that is.
@@ -152,6 +153,7 @@ class Link(optax.GradientTransformationExtraArgs):
     constants: tuple[str, ...]
     place: Place | None
     is_second_moment: bool
+    is_root: bool
     sets_sign: bool
     is_row_local: bool
     covers_rows: bool
@@ -176,6 +178,7 @@ class Link(optax.GradientTransformationExtraArgs):
             constants=(),
             place=None,
             is_second_moment=False,
+            is_root=False,
             sets_sign=anatomy.factor == 0.0,
             is_row_local=anatomy.is_identity,
             covers_rows=False,
@@ -377,7 +380,7 @@ class Link(optax.GradientTransformationExtraArgs):
             stream = outs.pop() if len(outs) == 1 else stream.through(f"{self.name} of {{}}", 1.0)
         for slot in self.slots.values():
             stream = through(slot.links, stream, is_live=is_live) if slot.kind == "label" else stream
-        stream = stream.squared() if self.is_second_moment and not outs else stream
+        stream = stream.squared() if self.is_second_moment and not self.is_root and not outs else stream
         declared = self._declared
         factor = declared.factor(**self.settled(is_live)) if callable(declared.factor) else declared.factor
         if isinstance(factor, float) and math.isnan(factor):
@@ -606,6 +609,7 @@ def link(
     *,
     place_from: Callable[..., Place | None] | None = None,
     is_second_moment: bool = False,
+    is_root: bool = False,
     sets_sign: bool = False,
     is_row_local: bool = False,
     covers_rows: bool = False,
@@ -638,6 +642,8 @@ def link(
         place_from: If the place depends on the hyperparameters, a function from them, by name, to the place.
         is_second_moment: Whether the link returns a mean or sum of squares, which only makes sense in the second
             argument of `moment_ratio`.
+        is_root: Whether what a second moment returns is the divisor itself, and not its square, whose root would be
+            taken. Such a link must be the last one in its moment.
         sets_sign: Whether it decides if the optimizer minimises or maximises. At the place `"step"` it is the learning
             rate, the last one there.
         is_row_local: Whether a row with a zero gradient gets no update and keeps its state, apart from what is inside
@@ -734,6 +740,7 @@ def link(
                 constants=arguments.constants,
                 place=its_place,
                 is_second_moment=is_second_moment,
+                is_root=is_root,
                 sets_sign=sets_sign,
                 is_row_local=is_row_local,
                 covers_rows=covers_rows,
@@ -746,6 +753,7 @@ def link(
             )
             vars(self)["slots"] = dict(_slots(self))
             vars(self)["is_second_moment"] = is_second_moment or any(one.is_second_moment for one in self.around)
+            vars(self)["is_root"] = is_root or any(one.is_root for one in self.around)
             remember(self)
             return self
 

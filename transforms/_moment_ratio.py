@@ -1,6 +1,6 @@
 """The ratio of two moments of the same gradient.
 
-m_t / (√V_t + ε)   or   m_t / √(V_t + ε)
+m_t / (√V_t + ε)   or   m_t / √(V_t + ε)   or, of a norm,   m_t / (N_t + ε)
 """
 
 from typing import Any, NamedTuple
@@ -25,13 +25,13 @@ class MomentRatioState(NamedTuple):
 def moment_ratio(
     first: optax.GradientTransformation,
     second: optax.GradientTransformation,
-    eps: NonNegative | None = None,
+    eps: NonNegative | None,
     eps_in_sqrt: bool = False,
 ) -> optax.GradientTransformation:
     """Feeds the same gradient to two links and divides the output of one by the root of the other's output.
 
     m / (√V + ε), or m / √(V + ε) with `eps_in_sqrt`, or m / √V without ε, where m comes from `first` and V from
-    `second`. This is the one place where an optimizer is not a straight sequence: in a chain, momentum followed by RMS
+    `second`. An `infinity_norm` N there divides as it is, as m / (N + ε). This is the one place where an optimizer is not a straight sequence: in a chain, momentum followed by RMS
     would divide by the RMS *of the momentum*. Adam is
 
         moment_ratio(chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
@@ -41,11 +41,11 @@ def moment_ratio(
 
     Args:
         first: A link, a chain, or any Optax transformation: the numerator m.
-        second: The same for V, which must not be negative. It must contain `mean_square`, `sum_of_squares`,
-            `variance` or `infinity_norm`, or an Optax transformation, which is not checked.
-        eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. `None` for none, such as where
-            `second` has one itself. Without ε, or with ε = 0, an element whose gradients were all exactly 0 becomes
-            0/0 = NaN, as in PyTorch.
+        second: The same for V, which must not be negative. It must contain `mean_square`, `factored_mean_square`,
+            `sum_of_squares`, `variance`, or `infinity_norm` at its end, or an Optax transformation, which is not checked.
+        eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. `None` for none, where
+            `second` has one itself. Without any ε, an element whose gradients were all exactly 0 becomes 0/0 = NaN, as
+            in PyTorch.
         eps_in_sqrt: Whether ε is added under the root (most textbooks, TensorFlow's RMSprop) or to it (PyTorch).
 
     Returns:
@@ -81,19 +81,31 @@ def moment_ratio(
                 )
     if not any(inner.is_second_moment or inner.place is None for inner in denominators):
         raise ValueError(
-            "moment_ratio: second must contain mean_square, sum_of_squares, variance or infinity_norm, because its "
-            f"root divides, got {list(denominators)!r}; without a second moment, use first alone"
+            "moment_ratio: second must contain mean_square, factored_mean_square, sum_of_squares, variance or "
+            f"infinity_norm, because its root divides, got {list(denominators)!r}; without a second moment, use first "
+            "alone"
+        )
+    is_root = any(inner.is_root for inner in denominators)
+    if is_root and not denominators[-1].is_root:
+        norm, behind = next(inner for inner in denominators if inner.is_root), denominators[-1]
+        raise ValueError(
+            f"moment_ratio: second must end with {norm.name}, which is the divisor itself and no square, got "
+            f"{behind.name} after it"
         )
     if any(inner.is_second_moment for inner in numerators):
         raise ValueError(f"moment_ratio: first must not contain a second moment, got {first!r}; it belongs in second")
     first, second = wide_inside(first), wide_inside(second)
 
+    root = (lambda v: v) if is_root else safe_sqrt
+
     @on_reals
     def ratio(m, v):
         if eps is None:
-            return lax.div(m, safe_sqrt(v))
+            return lax.div(m, root(v))
         epsilon = scalar(eps, v)
-        return lax.div(m, safe_sqrt(lax.add(v, epsilon)) if eps_in_sqrt else lax.add(safe_sqrt(v), epsilon))
+        if eps_in_sqrt:
+            return lax.div(m, safe_sqrt(lax.add(lax.mul(v, v) if is_root else v, epsilon)))
+        return lax.div(m, lax.add(root(v), epsilon))
 
     def init(params):
         return MomentRatioState(first.init(params), second.init(params))

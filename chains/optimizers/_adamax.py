@@ -65,7 +65,7 @@ def adamax(
         >>> from linkax import adamax
         >>> adamax()
         chain
-        ├─ moment_ratio()                                     moment
+        ├─ moment_ratio(eps=None)                             moment
         │  ├─ first
         │  │  ├─ scale_by_momentum(decay=0.9, dampening=0.9)  moment
         │  │  └─ bias_correction(decay=0.9)                   moment
@@ -82,6 +82,7 @@ def adamax(
         moment_ratio(
             chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
             infinity_norm(b2, eps),
+            eps=None,
         ),
         scale_by_learning_rate(learning_rate),
     )

@@ -72,7 +72,7 @@ def radam(
         >>> from linkax import radam
         >>> radam()
         chain
-        ├─ moment_ratio()                                     moment
+        ├─ moment_ratio(eps=None)                             moment
         │  ├─ first
         │  │  ├─ scale_by_momentum(decay=0.9, dampening=0.9)  moment
         │  │  └─ bias_correction(decay=0.9)                   moment
@@ -92,6 +92,7 @@ def radam(
         moment_ratio(
             chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
             chain(mean_square(b2), when(eps, add_eps, eps), bias_correction(b2), rectification(b2)),
+            eps=None,
         ),
         when(weight_decay if decoupled_weight_decay else None, decay_decoupled, weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),

@@ -17,4 +17,6 @@ from ._names import export_params as export_params
 from ._names import import_params as import_params
 from ._names import torch_labels as torch_labels
 from ._names import torch_name as torch_name
+from ._several import join_state_dicts as join_state_dicts
+from ._several import split_state_dict as split_state_dict
 from ._spec import from_torch as from_torch

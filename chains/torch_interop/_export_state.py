@@ -17,7 +17,7 @@ from ._hyperparams import compare_direction
 from ._layouts import Layout
 from ._names import Names, refuse, torch_name, torch_params
 from ._reference import Fields, Reference, after, field_of, partners, reference_of
-from ._spec import numbers_after
+from ._spec import has_whole_step, is_known, kept_shape, numbers_after
 from ._tensors import checked_steps
 
 
@@ -107,8 +107,9 @@ def export_state(
                 continue
             value = param.to_torch(array.value)
             states[param.name] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
+        shapes = {param.name: param.torch_shape for param in found.values()}
         for member in part.members:
-            _check_kept(member, states[member], reference, problems)
+            _check_kept(member, states[member], reference, shapes[member], problems)
     if is_optimizer:
         _check_shapes(template, states, problems)
     refuse("export_state: template must fit the chain and the parameters", problems)
@@ -116,7 +117,9 @@ def export_state(
     indices = {name: key for group in file.groups for name, key in group.items()}
     return {
         "state": {
-            indices[name]: {key: tensor(value) for key, value in one.items()} for name, one in states.items() if one
+            indices[name]: {key: value if isinstance(value, int) else tensor(value) for key, value in one.items()}
+            for name, one in states.items()
+            if one
         },
         "param_groups": target["param_groups"],
     }
@@ -174,7 +177,8 @@ def _keeps_moments(link: Link) -> bool:
 def _scalars(part: Group, reference: Reference | None, count: int, problems: list[str]) -> dict[str, Any]:
     """What PyTorch stores besides the moments."""
     keeps = reference.numbers if reference else {"step"}
-    scalars: dict[str, Any] = {"step": np.asarray(count, np.float32)} if "step" in keeps else {}
+    is_whole = reference is not None and has_whole_step(reference.name)
+    scalars: dict[str, Any] = {"step": count if is_whole else np.asarray(count, np.float32)} if "step" in keeps else {}
     if reference is not None:
         following = numbers_after(reference.name, count, reference.hyperparams)
         scalars |= {key: np.asarray(value) for key, value in following.items()}
@@ -200,18 +204,25 @@ def _check_follows(array: StateArray, count: int, problems: list[str]) -> None:
         )
 
 
-def _check_kept(name: str, given: Mapping[str, Any], reference: Reference | None, problems: list[str]) -> None:
+def _check_kept(
+    name: str,
+    given: Mapping[str, Any],
+    reference: Reference | None,
+    shape: tuple[int, ...] | None,
+    problems: list[str],
+) -> None:
     """Checks what PyTorch does not check when it loads a state: which optimizer it is from."""
-    if reference and given and given.keys() != reference.keeps:
-        has, needs = ", ".join(sorted(given)), ", ".join(sorted(reference.keeps)) or "nothing"
+    if reference and given and given.keys() != (keeps := reference.keeps_for(shape)):
+        has, needs = ", ".join(sorted(given)), ", ".join(sorted(keeps)) or "nothing"
         problems.append(f"the chain keeps {has} of {name}, but this {reference.name} keeps {needs}")
 
 
 def _check_shapes(optimizer: Any, states: Mapping[str, Mapping[str, Any]], problems: list[str]) -> None:
     """Checks the shapes, which PyTorch does not check either."""
-    names = iter(states)
+    names, own = iter(states), type(optimizer).__name__
     for group in optimizer.param_groups:
         for tensor, name in zip(group["params"], names):
             for key, value in states[name].items():
-                if value.ndim and value.shape != tuple(tensor.shape):
+                wanted = kept_shape(own, key, tuple(tensor.shape)) if is_known(own) else tuple(tensor.shape)
+                if np.ndim(value) and np.shape(value) != wanted:
                     problems.append(f"{key} of {name} is {value.shape}, but its parameter {tuple(tensor.shape)}")

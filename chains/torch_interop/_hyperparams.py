@@ -143,7 +143,7 @@ def _agree(ours: Ours, one: Named, argument: str, wanted: Any) -> bool:
 def _variants(hyperparams: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Our factories' name for a hyperparameter, its value, and the hyperparameters with another value for it."""
     value = hyperparams[key]
-    if isinstance(value, list | tuple):  # such as the betas
+    if isinstance(value, list | tuple) and key in PAIRS:  # such as the betas
         for index, one in enumerate(value):
             for other in _others(one):
                 yield PAIRS[key][index], one, {**hyperparams, key: [*value[:index], other, *value[index + 1 :]]}
@@ -155,6 +155,10 @@ def _variants(hyperparams: Mapping[str, Any], key: str) -> Iterator[tuple[str, A
 def _others(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
+    if isinstance(value, list | tuple):
+        return [[*value[:-1], 2 * value[-1]]]
+    if value is None or isinstance(value, str):  # those of them that are not allowed are left out
+        return [other for other in ("original", "match_rms_adamw", 1e-3) if other != value]
     if not isinstance(value, int | float):
         return []
     return [0.5] if value == 0 else [0.0, value / 2, value * 2]  # some of which may not be allowed
@@ -215,6 +219,8 @@ def _are_same(theirs: Any, ours: Any) -> bool:
     """Whether two values are the same; a value that is not known yet, or changes, contradicts nothing."""
     if _is_unknown(theirs) or _is_unknown(ours):
         return True
+    if isinstance(theirs, list | tuple) and isinstance(ours, list | tuple):
+        return len(theirs) == len(ours) and all(map(_are_same, theirs, ours))
     if theirs is None or ours is None or isinstance(theirs, str | bool) or isinstance(ours, str | bool):
         return theirs == ours
     return math.isclose(float(theirs), float(ours), rel_tol=1e-6)  # ours may be an array in float32

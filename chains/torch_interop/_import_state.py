@@ -156,7 +156,7 @@ def _moments(
     problems: list[str],
 ) -> dict[Any, Any]:
     """The moments of a group, from PyTorch's."""
-    _check_keys(part, fields, reference, file, has_steps, problems)
+    _check_keys(part, fields, reference, found, file, has_steps, problems)
     values: dict[Any, Any] = {}
     for array in part.arrays:
         partner = fields.get(field_of(array))
@@ -164,7 +164,7 @@ def _moments(
         if partner is None or param is None or (given := file.states[param.name].get(partner.key)) is None:
             continue
         what = f"{partner.key} of {param.name}"
-        value = param.to_jax(what, np.asarray(given), problems)
+        value = param.to_jax(what, np.asarray(given), problems, np.shape(array.value))
         if value is None:
             continue
         reals = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
@@ -179,6 +179,7 @@ def _check_keys(
     part: Group,
     fields: Fields,
     reference: Reference | None,
+    found: Mapping[tuple[str, ...], TorchParam],
     file: TorchFile,
     has_steps: bool,
     problems: list[str],
@@ -189,15 +190,20 @@ def _check_keys(
     numbers = {"step"} | {array.field.torch for array in part.arrays if isinstance(array.field, Gathered)}
     numbers |= reference.follows if reference else set()
     wanted = {partner.key for partner in fields.values() if partner is not None}
-    needed = wanted | (numbers & reference.numbers if reference else set()) - ({"step"} if has_steps else set())
+    needed = (numbers & reference.numbers if reference else set()) - ({"step"} if has_steps else set())
     # What has a place but a different meaning there is a problem already.
     misplaced = set(reference.moments) - wanted if reference and None in fields.values() else set()
-    for name in part.members:
+    has_place: dict[str, set[str]] = {name: set() for name in part.members}
+    for array in part.arrays:
+        partner = fields.get(field_of(array))
+        if partner is not None and array.param in found and found[array.param].name in has_place:
+            has_place[found[array.param].name].add(partner.key)
+    for name, own in has_place.items():
         if not file.keys[name]:  # PyTorch creates the state in a parameter's first step
             continue
-        if missing := sorted(needed - file.keys[name]):
+        if missing := sorted((needed | own) - file.keys[name]):
             problems.append(f"the state of {name} has no {', '.join(missing)}")
-        if extra := sorted(file.keys[name] - wanted - numbers - misplaced):
+        if extra := sorted(file.keys[name] - own - numbers - misplaced):
             problems.append(f"the state of {name} has {', '.join(extra)}, for which the chain has no place")
 
 

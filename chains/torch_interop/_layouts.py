@@ -85,6 +85,71 @@ def given_layout(layouts: Layouts, path: str, problems: list[str]) -> Layout | N
     return layouts[matching[0]] if matching else None
 
 
+def output_axis(layouts: Layouts, path: str, leaf: Any) -> int:
+    """Where the first axis of PyTorch's matrix is: the one that its Muon takes for the output's."""
+    layout = _layout_of(layouts, path, leaf)
+    return _single("output_axis", path, torch_axes(layout, leaf.shape)[:1])
+
+
+def default_output_axis(path: str, leaf: Any) -> int:
+    """`output_axis` without any layouts: a function with a name, so that chains with it are equal."""
+    return output_axis({}, path, leaf)
+
+
+def factored_axes(layouts: Layouts, path: str, leaf: Any) -> tuple[int, int] | None:
+    """Where the last two axes of PyTorch's array are, which its Adafactor factors; `None` if that has only one axis."""
+    theirs = torch_axes(_layout_of(layouts, path, leaf), leaf.shape)
+    if len(theirs) < 2:
+        return None
+    return _single("axes", path, theirs[-2:-1]), _single("axes", path, theirs[-1:])
+
+
+def default_factored_axes(path: str, leaf: Any) -> tuple[int, int] | None:
+    """`factored_axes` without any layouts."""
+    return factored_axes({}, path, leaf)
+
+
+def _layout_of(layouts: Layouts, path: str, leaf: Any) -> Layout:
+    problems: list[str] = []
+    layout = given_layout(layouts, path, problems)
+    if problems:
+        raise ValueError(f"from_torch: {problems[0]}")
+    return layout or default_layout(path, leaf.shape)
+
+
+def _single(argument: str, path: str, axes: Sequence[Sequence[int]]) -> int:
+    if len(axes) != 1 or len(axes[0]) != 1:
+        raise ValueError(
+            f"from_torch: {argument} of {path or 'the parameter'} must be one axis each, but its layout splits or joins "
+            "PyTorch's; give the chain's link an axis of your own"
+        )
+    return axes[0][0]
+
+
+def torch_axes(layout: Layout, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """For each axis of PyTorch's array, the axes along which its index changes in an array of this shape in JAX."""
+    for probe in ((2,) * len(shape), shape):  # a layout that reshapes may take its own shape only
+        theirs = torch_shape(layout, probe)
+        if theirs is None:
+            continue
+        found = []
+        for axis, size in enumerate(theirs):
+            index = np.arange(size).reshape([size if one == axis else 1 for one in range(len(theirs))])
+            try:
+                moved = np.asarray(layout.to_jax(np.broadcast_to(index, theirs)))
+            except Exception:  # the layout may be the user's
+                break
+            found.append(tuple(one for one in range(moved.ndim) if np.any(np.diff(moved, axis=one))))
+        else:
+            return found
+    return []
+
+
+def torch_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape in PyTorch of an array of this shape in JAX; `None` if the layout does not accept it."""
+    return _shape(layout.to_torch, shape)
+
+
 def unused_layouts(layouts: Layouts, paths: Sequence[str]) -> list[str]:
     """The paths and patterns that match no parameter."""
     return [one for one in layouts if one not in paths and not fnmatch.filter(paths, one)]

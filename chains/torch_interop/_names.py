@@ -16,6 +16,7 @@ from ._layouts import (
     default_layout,
     fitting_layouts,
     given_layout,
+    torch_shape,
     untold_siblings,
     unused_layouts,
 )
@@ -69,18 +70,29 @@ class TorchParam(NamedTuple):
     shape: tuple[int, ...]  # in JAX
     is_complex: bool
 
-    def to_jax(self, what: str, array: np.ndarray, problems: list[str]) -> np.ndarray | None:
-        """An array of the parameter in JAX's layout; mismatches are added to the problems."""
+    @property
+    def torch_shape(self) -> tuple[int, ...] | None:
+        """The shape in PyTorch; `None` if the layout does not accept the one in JAX."""
+        return torch_shape(self.layout, self.shape)
+
+    def to_jax(
+        self, what: str, array: np.ndarray, problems: list[str], shape: tuple[int, ...] | None = None
+    ) -> np.ndarray | None:
+        """An array of the parameter in JAX's layout; mismatches are added to the problems.
+
+        `shape` is the one that it must have there, if that is not the parameter's.
+        """
+        shape = self.shape if shape is None else shape
         try:
             converted = self.layout.to_jax(array)
         except Exception as error:  # the layout may be the user's
             problems.append(f"{what} has the shape {array.shape}, which its layout does not accept ({error})")
             return None
-        if np.shape(converted) != self.shape:
-            fitting = fitting_layouts(array.shape, self.shape)
+        if np.shape(converted) != shape:
+            fitting = fitting_layouts(array.shape, shape)
             hint = f"; it fits with layouts={{{self.path!r}: torch_interop.{' or '.join(fitting)}}}" if fitting else ""
             problems.append(
-                f"{what} has the shape {array.shape}, in JAX {np.shape(converted)}, instead of {self.shape}{hint}"
+                f"{what} has the shape {array.shape}, in JAX {np.shape(converted)}, instead of {shape}{hint}"
             )
             return None
         if np.iscomplexobj(converted) and not self.is_complex:

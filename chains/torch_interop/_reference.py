@@ -11,7 +11,17 @@ from linkax.transforms._link import through
 
 from ..algebra._structure import Groups, StateArray, state_arrays
 from ..running._migrate import factor_between
-from ._spec import class_of, from_torch, is_early, is_known, kept_keys, known_hyperparams, numbers_after
+from ._spec import (
+    class_of,
+    dummy_shapes,
+    from_torch,
+    is_early,
+    is_known,
+    kept_keys,
+    kept_shape,
+    known_hyperparams,
+    numbers_after,
+)
 
 
 class Reference(NamedTuple):
@@ -28,8 +38,13 @@ class Reference(NamedTuple):
 
     @property
     def keeps(self) -> set[str]:
-        """Everything it stores for each parameter."""
+        """Everything it may store for each parameter."""
         return {*self.moments, *self.numbers}
+
+    def keeps_for(self, shape: tuple[int, ...] | None) -> set[str]:
+        """What it stores for a parameter that has this shape in PyTorch."""
+        shaped = {key for key in self.moments if shape is None or kept_shape(self.name, key, shape) is not None}
+        return {*shaped, *self.numbers}
 
 
 def reference_of(
@@ -45,7 +60,7 @@ def reference_of(
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: PyTorch's, for a tensor of several numbers
         problems.append(f"{where} must have hyperparameters of {name}: {str(error).removeprefix('from_torch: ')}")
         return None
-    dummy = {"w": jnp.zeros(1)}
+    dummy = {f"w{len(shape)}": jnp.zeros(shape) for shape in dummy_shapes(name)}
     arrays = state_arrays(where, tx, tx.init(dummy), dummy)
     keys = kept_keys(name)
     moments = {

@@ -1,5 +1,7 @@
 """A PyTorch optimizer as a chain."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -8,17 +10,29 @@ from linkax.transforms._check import Rate
 
 from ..algebra._chain import Chain
 from ..optimizers._adadelta import adadelta
+from ..optimizers._adafactor import adafactor
 from ..optimizers._adagrad import adagrad
 from ..optimizers._adam import adam
 from ..optimizers._adamax import adamax
 from ..optimizers._adamw import adamw
 from ..optimizers._asgd import asgd
+from ..optimizers._muon import muon
 from ..optimizers._nadam import nadam
 from ..optimizers._radam import radam
 from ..optimizers._rmsprop import rmsprop
 from ..optimizers._rprop import rprop
 from ..optimizers._sgd import sgd
+from ..optimizers._sparse_adam import sparse_adam
 from ..running._param_groups import param_groups
+from ._layouts import (
+    Layout,
+    Layouts,
+    as_layouts,
+    default_factored_axes,
+    default_output_axis,
+    factored_axes,
+    output_axis,
+)
 
 
 def _asgd_arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +53,30 @@ def _asgd_share(steps: int, t0: float = 1e6, **_: Any) -> float:
     return 1 / max(1, steps - t0)
 
 
+def _adafactor_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Adafactor's arguments with our names: PyTorch's `beta2_decay` is the exponent itself."""
+    renamed = {"d": "clip", "beta2_decay": "power"}
+    if "beta2_decay" in given:
+        given = {**given, "beta2_decay": -given["beta2_decay"]}
+    return {renamed.get(key, key): value for key, value in given.items()}
+
+
+def _muon_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Muon's arguments; PyTorch's default rule is `None` there."""
+    return {**given, "adjust_lr_fn": given.get("adjust_lr_fn") or "original"}
+
+
+def _muon_axes(layouts: Layouts) -> dict[str, Any]:
+    return {"output_axis": functools.partial(output_axis, layouts) if layouts else default_output_axis}
+
+
+def _adafactor_axes(layouts: Layouts) -> dict[str, Any]:
+    return {"axes": functools.partial(factored_axes, layouts) if layouts else default_factored_axes}
+
+
+Shape = tuple[int, ...]
+
+
 class _Kind(NamedTuple):
     """A named optimizer, and what PyTorch's optimizer has."""
 
@@ -49,6 +87,10 @@ class _Kind(NamedTuple):
     is_early: bool = False  # whether its state exists before the first step
     convert: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: given  # from PyTorch's arguments
     follows: Mapping[str, Callable[..., float]] = MappingProxyType({})  # what its state has that depends on the steps
+    axes: Callable[[Layouts], dict[str, Any]] = lambda layouts: {}  # arguments that depend on how arrays are laid out
+    takes: tuple[int, ...] = (1,)  # numbers of axes that between them show all that its state may contain
+    shapes: Mapping[str, Callable[[Shape], Shape | None]] = MappingProxyType({})  # of the state, if not the parameter's
+    has_whole_step: bool = False  # whether its step is a Python integer and no tensor
 
 
 _COMMON = "lr weight_decay maximize "
@@ -91,27 +133,71 @@ _KINDS: dict[str, _Kind] = {
         follows={"eta": _asgd_rate, "mu": _asgd_share},
     ),
     "Rprop": _Kind(rprop, "lr maximize etas step_sizes", "etas", "step prev step_size"),
+    "Adafactor": _Kind(
+        adafactor,
+        _COMMON + "beta2_decay eps d",
+        "beta2_decay",
+        "step row_var col_var variance",
+        convert=_adafactor_arguments,
+        axes=_adafactor_axes,
+        takes=(1, 2),
+        shapes={
+            "row_var": lambda shape: (*shape[:-1], 1) if len(shape) > 1 else None,
+            "col_var": lambda shape: (*shape[:-2], 1, shape[-1]) if len(shape) > 1 else None,
+            "variance": lambda shape: None if len(shape) > 1 else shape,
+        },
+    ),
+    "Muon": _Kind(
+        muon,
+        "lr weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn",
+        "ns_coefficients",
+        "momentum_buffer",
+        convert=_muon_arguments,
+        axes=_muon_axes,
+        takes=(2,),
+    ),
+    "SparseAdam": _Kind(
+        sparse_adam, "lr betas eps maximize", "betas eps maximize", "step exp_avg exp_avg_sq", has_whole_step=True
+    ),
 }
+_REFUSED = {
+    "LBFGS": "evaluates the loss several times in each step, which no gradient transformation does, and its line search "
+    "is another one than optax.lbfgs's, so that its run cannot be continued; train on with optax.lbfgs, from its start, "
+    "or with any other optimizer",
+}
+"""PyTorch's optimizers for which there is no chain, and why."""
 _RENAMED = {"alpha": "decay"}
-PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
+PAIRS = {
+    "betas": ("b1", "b2"),
+    "etas": ("shrink", "grow"),
+    "step_sizes": ("smallest", "largest"),
+    "eps": ("eps1", "eps2"),  # Adafactor's; the others have one number of this name
+}
 """PyTorch's hyperparameters that are two numbers, and our factories' names for these."""
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 _BOOKKEEPING = {"params", "param_names", "name"}
 _SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 
 
-def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequence[Rate] | None = None) -> Chain:
+def from_torch(
+    optimizer: Any,
+    labels: Any = None,
+    *,
+    learning_rate: Rate | Sequence[Rate] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+) -> Chain:
     """Builds the chain that is equivalent to a PyTorch optimizer.
 
     Args:
         optimizer: A `torch.optim` optimizer, or a pair of its class's name and its hyperparameters: a dictionary, or
             the `param_groups` of a `state_dict`. SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, NAdam, RAdam, Adamax,
-            Rprop and ASGD are supported with all their arguments; missing ones have PyTorch's defaults. Implementation
-            options (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
+            Rprop, ASGD, Adafactor, Muon and SparseAdam are supported with all their arguments; missing ones have
+            PyTorch's defaults. Implementation options (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
         labels: If there are several groups, which of them each parameter belongs to, as for `param_groups`; the groups
             are called `"0"`, `"1"`, and so on. `torch_labels` creates the labels from PyTorch's names.
         learning_rate: A learning rate to use instead of `lr`, a number or a schedule, or one for each group. A
             `torch.optim.lr_scheduler` is not part of the optimizer, so its schedule must be given here.
+        layouts: As for `import_state`. Only Muon and Adafactor depend on them, whose steps treat axes differently.
 
     Returns:
         A chain; for several groups, one made by `param_groups`.
@@ -132,11 +218,16 @@ def from_torch(optimizer: Any, labels: Any = None, *, learning_rate: Rate | Sequ
     """
     name, groups = _spec(optimizer)
     if name not in _KINDS:
-        raise ValueError(f"from_torch: optimizer must be one of {', '.join(_KINDS)}, got {name}")
+        why = f", which {_REFUSED[name]}" if name in _REFUSED else ""
+        raise ValueError(f"from_torch: optimizer must be one of {', '.join(_KINDS)}, got {name}{why}")
+    problems: list[str] = []
+    layouts = as_layouts(layouts, problems)
+    if problems:
+        raise ValueError(f"from_torch: {'; '.join(problems)}")
     rates = list(learning_rate) if isinstance(learning_rate, Sequence) else [learning_rate] * len(groups)
     if len(rates) != len(groups):
         raise ValueError(f"from_torch: learning_rate must be one or {len(groups)}, for the groups, got {len(rates)}")
-    chains = [_chain(name, group, rate) for group, rate in zip(groups, rates)]
+    chains = [_chain(name, group, rate, layouts) for group, rate in zip(groups, rates)]
     if labels is not None:
         return param_groups({str(index): tx for index, tx in enumerate(chains)}, labels)
     if len(chains) > 1:
@@ -161,7 +252,7 @@ def _spec(optimizer: Any) -> tuple[str, list[Mapping[str, Any]]]:
     )
 
 
-def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> Chain:
+def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None, layouts: Layouts) -> Chain:
     """The chain of one group."""
     if name in ("Adam", "AdamW"):  # PyTorch's AdamW is an Adam with this set
         name = "AdamW" if group.get("decoupled_weight_decay", name == "AdamW") else "Adam"
@@ -181,7 +272,10 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
             f"from_torch: hyperparameters of {name} must be of {', '.join(sorted(known))}, got {', '.join(unknown)}"
         )
     arguments = kind.convert({key: _plain(group[key]) for key in kind.arguments.split() if key in group})
+    own = inspect.signature(kind.factory).parameters
     for key in PAIRS.keys() & arguments.keys():
+        if PAIRS[key][0] not in own:  # a single number
+            continue
         pair = arguments.pop(key)
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"from_torch: {key} must be two numbers, got {pair!r}")
@@ -190,7 +284,15 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None) -> C
     plain = {argument_name(key): _plain(value) for key, value in arguments.items()}
     if learning_rate is not None or rate is not None:
         plain["learning_rate"] = _plain(rate) if learning_rate is None else learning_rate
-    return kind.factory(**plain)
+    if name == "Adafactor" and plain.get("eps1") is None and (spacing := _low_spacing(group)) is not None:
+        plain["eps1"] = spacing
+    return kind.factory(**plain, **kind.axes(layouts))
+
+
+def _low_spacing(group: Mapping[str, Any]) -> float | None:
+    """The ε1 of PyTorch's Adafactor by default, if its parameters, which must be at hand, are narrower than float32."""
+    first = next(iter(group.get("params", ())), None)
+    return {"torch.bfloat16": 2.0**-7, "torch.float16": 2.0**-10}.get(str(getattr(first, "dtype", "")))
 
 
 def argument_name(key: str) -> str:
@@ -232,6 +334,22 @@ def is_known(name: str) -> bool:
 def kept_keys(name: str) -> list[str]:
     """What PyTorch's optimizer of that name may store for each parameter."""
     return _KINDS[name].keeps.split()
+
+
+def dummy_shapes(name: str) -> list[Shape]:
+    """Shapes of parameters that between them have everything that PyTorch's optimizer may store."""
+    return [(1,) * ndim for ndim in _KINDS[name].takes]
+
+
+def kept_shape(name: str, key: str, shape: Shape) -> Shape | None:
+    """The shape of what PyTorch's optimizer stores under a key for a parameter of a shape; `None` if it stores none."""
+    of = _KINDS[name].shapes.get(key)
+    return shape if of is None else of(shape)
+
+
+def has_whole_step(name: str) -> bool:
+    """Whether PyTorch's optimizer of that name stores its step as a Python integer."""
+    return _KINDS[name].has_whole_step
 
 
 def numbers_after(name: str, steps: int, hyperparams: Mapping[str, Any]) -> dict[str, float]:

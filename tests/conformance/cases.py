@@ -3,7 +3,24 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from linkax.chains import Chain, adadelta, adagrad, adam, adamax, adamw, asgd, nadam, radam, rmsprop, rprop, sgd
+from linkax.chains import (
+    Chain,
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    muon,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+    sparse_adam,
+)
+from linkax.chains.torch_interop._layouts import default_factored_axes, default_output_axis
 
 CHAINS: Mapping[str, Callable[..., Chain]] = {
     "SGD": sgd,
@@ -17,20 +34,30 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
     "RAdam": radam,
     "Rprop": rprop,
     "ASGD": asgd,
+    "Adafactor": adafactor,
+    "Muon": muon,
+    "SparseAdam": sparse_adam,
 }
 
 PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
-RENAMED = {"lr": "learning_rate", "alpha": "decay"}
+RENAMED = {"lr": "learning_rate", "alpha": "decay", "d": "clip"}
 
 
-def chain_like(name: str, arguments: Mapping[str, Any]) -> Chain:
-    """The chain for a PyTorch optimizer's name and arguments: the README's table, as code."""
-    ours: dict[str, Any] = {}
+def chain_like(name: str, arguments: Mapping[str, Any], **own: Any) -> Chain:
+    """The chain for a PyTorch optimizer's name and arguments: the README's table, as code; `own` are arguments of ours."""
+    ours: dict[str, Any] = own
     if name == "ASGD":
         given = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0, **arguments}
         decay, rate = given.pop("lambd"), given["lr"]
         ours |= {"power": given.pop("alpha"), "start": given.pop("t0"), "lr_decay": decay * rate}
         arguments = {**given, "weight_decay": given["weight_decay"] + decay}
+    if name == "Adafactor":
+        given = {"beta2_decay": -0.8, "eps": (None, 1e-3), **arguments}
+        ours |= {"power": -given.pop("beta2_decay"), "axes": default_factored_axes}
+        ours |= zip(("eps1", "eps2"), given.pop("eps"), strict=True)
+        arguments = given
+    if name == "Muon":
+        ours |= {"output_axis": default_output_axis}
     for key, value in arguments.items():
         if key in PAIRS:
             ours |= zip(PAIRS[key], value, strict=True)
@@ -76,4 +103,7 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ASGD", {"lambd": 0.0, "t0": 0}),
     ("Rprop", {}),
     ("Rprop", {"lr": 1.0, "etas": (0.7, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True}),
+    ("Adafactor", {}),
+    ("Adafactor", {"lr": 0.1, "beta2_decay": -0.5, "eps": (1e-3, 0.5), "d": 1.5, "weight_decay": 0.1, "maximize": True}),
+    ("Adafactor", {"lr": 1e-3, "eps": (1e-30, 1e-3), "beta2_decay": -1.0}),
 )

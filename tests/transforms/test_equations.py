@@ -108,7 +108,7 @@ def largest(decay, eps):
     nu = np.zeros_like(GRADS[0])
     for g in GRADS:
         nu = np.maximum(decay * nu, np.abs(g) + eps)
-        yield nu**2
+        yield nu
 
 
 def variances(decay):
@@ -228,8 +228,8 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
     ),
     "moment_ratio, of an infinity norm": (
         st.fixed_dictionaries({"b1": proper, "b2": proper, "eps": eps}),
-        lambda b1, b2, eps: moment_ratio(scale_by_momentum(b1, dampening=b1), infinity_norm(b2, eps)),
-        lambda b1, b2, eps: (m / np.sqrt(v) for m, v in zip(momentum(b1, b1, "zeros"), largest(b2, eps))),
+        lambda b1, b2, eps: moment_ratio(scale_by_momentum(b1, dampening=b1), infinity_norm(b2, eps), None),
+        lambda b1, b2, eps: (m / v for m, v in zip(momentum(b1, b1, "zeros"), largest(b2, eps))),
     ),
     "scale_by_past_rms": (
         st.fixed_dictionaries({"decay": fraction, "eps": eps}),
