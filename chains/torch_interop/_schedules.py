@@ -162,7 +162,7 @@ def _form(spec: Any) -> Form:
             fields[name] = tuple(_form(one) for one in value)
         elif isinstance(value, list | tuple) and all(map(_is_number, value)):
             fields[name] = np.asarray(value, np.float64).tobytes() if kind is Table else tuple(value)
-                elif isinstance(value, int | float | str):
+        elif isinstance(value, int | float | str):
             fields[name] = value
         else:
             raise ValueError(f"TorchSchedule.from_spec: {name} must be a number, a string or a list, got {value!r}"[:300])
