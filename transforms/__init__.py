@@ -54,6 +54,11 @@ from ._momentum import scale_by_momentum as scale_by_momentum
 from ._negate import negate_grad as negate_grad
 from ._nesterov import ScaleByNesterovState as ScaleByNesterovState
 from ._nesterov import scale_by_nesterov as scale_by_nesterov
+from ._plateau import Plateau as Plateau
+from ._plateau import ScaleByPlateauState as ScaleByPlateauState
+from ._plateau import scale_by_plateau as scale_by_plateau
+from ._power_correction import PowerBiasCorrectionState as PowerBiasCorrectionState
+from ._power_correction import power_bias_correction as power_bias_correction
 from ._rectification import RectificationState as RectificationState
 from ._rectification import rectification as rectification
 from ._rms import scale_by_rms as scale_by_rms

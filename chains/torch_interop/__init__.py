@@ -17,4 +17,7 @@ from ._names import export_params as export_params
 from ._names import import_params as import_params
 from ._names import torch_labels as torch_labels
 from ._names import torch_name as torch_name
+from ._schedules import GroupSchedules as GroupSchedules
+from ._schedules import TorchSchedule as TorchSchedule
+from ._schedules import schedule_from_torch as schedule_from_torch
 from ._spec import from_torch as from_torch
