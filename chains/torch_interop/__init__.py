@@ -4,6 +4,7 @@ Nothing here imports PyTorch; its objects are read without it. `export_state` re
 optimizer.
 """
 
+from ._export_plateau import export_plateau as export_plateau
 from ._export_state import export_state as export_state
 from ._import_state import import_state as import_state
 from ._layouts import CONV as CONV

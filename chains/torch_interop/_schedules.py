@@ -60,10 +60,6 @@ class TorchSchedule:
         value = self.form.after(xp.maximum(epoch - self.last_epoch, 0), self.now, xp)
         return float(value) if xp is np and step.ndim == 0 else xp.asarray(value, float)
 
-    def covers(self, steps: int) -> bool:
-        """Whether the scheduler has taken as many steps as it should, for this number of the optimizer's."""
-        return (steps - (self.offset or 0)) // self.steps_per_epoch == self.last_epoch
-
     def spec(self) -> dict[str, Any]:
         """Returns a description of numbers, strings, lists and dictionaries, such as `json.dump` takes.
 
