@@ -61,6 +61,11 @@ from ._negate import negate_grad as negate_grad
 from ._nesterov import ScaleByNesterovState as ScaleByNesterovState
 from ._nesterov import scale_by_nesterov as scale_by_nesterov
 from ._orthogonalize import orthogonalize as orthogonalize
+from ._plateau import Plateau as Plateau
+from ._plateau import ScaleByPlateauState as ScaleByPlateauState
+from ._plateau import scale_by_plateau as scale_by_plateau
+from ._power_correction import PowerBiasCorrectionState as PowerBiasCorrectionState
+from ._power_correction import power_bias_correction as power_bias_correction
 from ._rate_limit import LimitLearningRateState as LimitLearningRateState
 from ._rate_limit import limit_learning_rate as limit_learning_rate
 from ._rectification import RectificationState as RectificationState

@@ -6,6 +6,7 @@ reaches anything that could change without the function changing (an object, a c
 itself.
 """
 
+import dataclasses
 import dis
 import functools
 import types
@@ -69,6 +70,8 @@ def _identity(value: Any, seen: tuple[int, ...]) -> Hashable:
         return ("partial", *(_identity(part, seen) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, dict):
         return ("dict", frozenset((_identity(key, seen), _identity(item, seen)) for key, item in value.items()))
+    if _is_steady(type(value)) and getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False):
+        return (type(value), *(_identity(getattr(value, field.name), seen) for field in dataclasses.fields(value)))
     if isinstance(value, optax.GradientTransformation):
         if type(value).__hash__ is not tuple.__hash__:
             return value  # a link, a chain or the like: these define their own equality

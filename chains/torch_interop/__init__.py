@@ -4,6 +4,7 @@ Nothing here imports PyTorch; its objects are read without it. `export_state` re
 optimizer.
 """
 
+from ._export_plateau import export_plateau as export_plateau
 from ._export_state import export_state as export_state
 from ._import_state import import_state as import_state
 from ._layouts import CONV as CONV
@@ -17,6 +18,9 @@ from ._names import export_params as export_params
 from ._names import import_params as import_params
 from ._names import torch_labels as torch_labels
 from ._names import torch_name as torch_name
+from ._schedules import GroupSchedules as GroupSchedules
+from ._schedules import TorchSchedule as TorchSchedule
+from ._schedules import schedule_from_torch as schedule_from_torch
 from ._several import join_state_dicts as join_state_dicts
 from ._several import split_state_dict as split_state_dict
 from ._spec import from_torch as from_torch

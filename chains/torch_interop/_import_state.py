@@ -19,6 +19,7 @@ from linkax.transforms import Gathered, Moment, Own
 from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
+from ._clocks import check_clocks
 from ._hyperparams import Ours, compare_hyperparams
 from ._layouts import Layout
 from ._names import Names, TorchParam, refuse, torch_name, torch_params
@@ -66,7 +67,7 @@ def import_state(
     Raises:
         ValueError: If anything does not fit: a broken file; parameters that one side lacks; shapes; a state of another
             optimizer; groups that do not correspond; different step counts in a group, or none where one is needed;
-            hyperparameters that contradict the chain's. One message lists everything.
+            hyperparameters that contradict the chain's; steps that do not fit those of a scheduler. One message lists everything.
 
     Warns:
         UserWarning: If the file has a different learning rate or weight decay from the chain; if a kernel's layout was
@@ -116,6 +117,7 @@ def import_state(
             _compare(part, fields, reference, problems, notes)
         values |= _moments(part, fields, reference, found, file, steps is not None, problems)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
+        check_clocks(part, age.steps, problems)
         if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
             values |= counts_of(part.arrays, age, reference, part.members, file, problems)
     values |= counts_around(arrays, ages, problems)

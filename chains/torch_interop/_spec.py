@@ -33,6 +33,8 @@ from ._layouts import (
     factored_axes,
     output_axis,
 )
+from ._scheduled import plans
+from ._scheduled import report as scheduler_report
 
 
 def _asgd_arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +187,13 @@ def from_torch(
     *,
     learning_rate: Rate | Sequence[Rate] | None = None,
     layouts: Mapping[str, Layout] | None = None,
+    schedulers: Any = None,
+    steps_per_epoch: int | Sequence[int] = 1,
+    offset: int | None = None,
+    total_steps: int | None = None,
+    lambdas: Callable[[int], Any] | Sequence[Callable[[int], Any]] | None = None,
+    milestones: Sequence[int] | None = None,
+    report: Callable[[str], Any] | None = print,
 ) -> Chain:
     """Builds the chain that is equivalent to a PyTorch optimizer.
 
@@ -195,16 +204,28 @@ def from_torch(
             PyTorch's defaults. Implementation options (`foreach`, `fused`, `capturable`, `differentiable`) are ignored.
         labels: If there are several groups, which of them each parameter belongs to, as for `param_groups`; the groups
             are called `"0"`, `"1"`, and so on. `torch_labels` creates the labels from PyTorch's names.
-        learning_rate: A learning rate to use instead of `lr`, a number or a schedule, or one for each group. A
-            `torch.optim.lr_scheduler` is not part of the optimizer, so its schedule must be given here.
+        learning_rate: A learning rate to use instead of `lr`, a number or a schedule, or one for each group.
         layouts: As for `import_state`. Only Muon and Adafactor depend on them, whose steps treat axes differently.
+        schedulers: The schedulers that act on the optimizer, which are not part of it: one, or a list of those that
+            step one after another, live or as pairs, as `schedule_from_torch` takes them. Their learning rates, and the
+            momenta and first betas that they cycle, become schedules in the chain, from the groups' present values on.
+            `ReduceLROnPlateau`, alone or last in the list, becomes `scale_by_plateau` with the scheduler's present
+            state; the metric is then given to every update: `tx.update(grads, state, params, value=loss)`.
+        steps_per_epoch: As for `schedule_from_torch`; if there are several schedulers, `ReduceLROnPlateau` may have
+            another one: `[1, 500]`.
+        offset: As for `schedule_from_torch`.
+        total_steps: As for `schedule_from_torch`.
+        lambdas: As for `schedule_from_torch`.
+        milestones: As for `schedule_from_torch`.
+        report: What takes the text that says what was understood of the schedulers; `None` for nobody.
 
     Returns:
         A chain; for several groups, one made by `param_groups`.
 
     Raises:
         ValueError: If the optimizer or a hyperparameter is unknown or outside its range, if a scheduler has left its
-            arguments in a group and no `learning_rate` is given, or if there are several groups and no `labels`.
+            arguments in a group and neither `schedulers` nor `learning_rate` is given, if a scheduler is broken or
+            cannot be in a chain, or if there are several groups and no `labels`.
         TypeError: If `optimizer` is neither an optimizer nor such a pair.
 
     Example:
@@ -224,10 +245,25 @@ def from_torch(
     layouts = as_layouts(layouts, problems)
     if problems:
         raise ValueError(f"from_torch: {'; '.join(problems)}")
+    if schedulers is not None:
+        if learning_rate is not None:
+            raise ValueError("from_torch: learning_rate must not be given with schedulers, which set it")
+        clock = steps_per_epoch, offset, total_steps, lambdas, milestones
+        every = plans(name, groups, schedulers, *clock)
+        if report is not None:
+            report(scheduler_report(name, groups, every))
+        chains = [
+            plan.applied(_chain(name, plan.arguments(one), plan.rate, layouts)) for one, plan in zip(groups, every)
+        ]
+        return _grouped(chains, labels)
     rates = list(learning_rate) if isinstance(learning_rate, Sequence) else [learning_rate] * len(groups)
     if len(rates) != len(groups):
         raise ValueError(f"from_torch: learning_rate must be one or {len(groups)}, for the groups, got {len(rates)}")
-    chains = [_chain(name, group, rate, layouts) for group, rate in zip(groups, rates)]
+    return _grouped([_chain(name, group, rate, layouts) for group, rate in zip(groups, rates)], labels)
+
+
+def _grouped(chains: list[Chain], labels: Any) -> Chain:
+    """The chain of all groups."""
     if labels is not None:
         return param_groups({str(index): tx for index, tx in enumerate(chains)}, labels)
     if len(chains) > 1:
@@ -264,8 +300,8 @@ def _chain(name: str, group: Mapping[str, Any], learning_rate: Rate | None, layo
         known |= _SCHEDULERS
     if left := sorted(_SCHEDULERS & group.keys() - known):
         raise ValueError(
-            f"from_torch: {', '.join(left)} is what a learning-rate scheduler leaves behind; pass the schedule, or the "
-            f"current lr ({group.get('lr')}), as learning_rate"
+            f"from_torch: {', '.join(left)} is what a learning-rate scheduler leaves behind; pass the scheduler as "
+            f"schedulers, or a schedule, or the current lr ({group.get('lr')}), as learning_rate"
         )
     if unknown := sorted(group.keys() - known):
         raise ValueError(
