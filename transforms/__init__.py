@@ -14,10 +14,14 @@ from ._blended_momentum import ScaleByBlendedMomentumState as ScaleByBlendedMome
 from ._blended_momentum import scale_by_blended_momentum as scale_by_blended_momentum
 from ._check import Constant as Constant
 from ._check import Fraction as Fraction
+from ._check import Limit as Limit
 from ._check import NonNegative as NonNegative
 from ._check import Positive as Positive
 from ._check import ProperFraction as ProperFraction
 from ._check import Rate as Rate
+from ._clip_grad_norm import ClipGradNormState as ClipGradNormState
+from ._clip_grad_norm import clip_grad_norm as clip_grad_norm
+from ._clip_grad_value import clip_grad_value as clip_grad_value
 from ._decoupled import decoupled_weight_decay as decoupled_weight_decay
 from ._deviation import DeviationState as DeviationState
 from ._deviation import deviation as deviation
@@ -41,6 +45,7 @@ from ._link import link as link
 from ._masks import matrices_only as matrices_only
 from ._mean_square import MeanSquareState as MeanSquareState
 from ._mean_square import mean_square as mean_square
+from ._meaning import Averages as Averages
 from ._meaning import Count as Count
 from ._meaning import Gathered as Gathered
 from ._meaning import Moment as Moment
