@@ -4,6 +4,7 @@ Nothing here imports PyTorch; its objects are read without it. `export_state` re
 optimizer.
 """
 
+from ._averages import export_averages as export_averages
 from ._export_state import export_state as export_state
 from ._import_state import import_state as import_state
 from ._layouts import CONV as CONV
