@@ -23,6 +23,7 @@ from .optimizers._rprop import rprop as rprop
 from .optimizers._sgd import sgd as sgd
 from .optimizers._sparse_adam import sparse_adam as sparse_adam
 from .running._apply import apply_updates as apply_updates
+from .running._averaged_weights import averaged_weights as averaged_weights
 from .running._full_weights import full_weights as full_weights
 from .running._full_weights import with_full_weights as with_full_weights
 from .running._live import Live as Live

@@ -16,10 +16,14 @@ from ._block_rms import clip_by_rms as clip_by_rms
 from ._block_rms import scale_by_param_rms as scale_by_param_rms
 from ._check import Constant as Constant
 from ._check import Fraction as Fraction
+from ._check import Limit as Limit
 from ._check import NonNegative as NonNegative
 from ._check import Positive as Positive
 from ._check import ProperFraction as ProperFraction
 from ._check import Rate as Rate
+from ._clip_grad_norm import ClipGradNormState as ClipGradNormState
+from ._clip_grad_norm import clip_grad_norm as clip_grad_norm
+from ._clip_grad_value import clip_grad_value as clip_grad_value
 from ._decoupled import decoupled_weight_decay as decoupled_weight_decay
 from ._deviation import DeviationState as DeviationState
 from ._deviation import deviation as deviation
@@ -47,6 +51,7 @@ from ._masks import matrices_only as matrices_only
 from ._matrix_shape import scale_by_matrix_shape as scale_by_matrix_shape
 from ._mean_square import MeanSquareState as MeanSquareState
 from ._mean_square import mean_square as mean_square
+from ._meaning import Averages as Averages
 from ._meaning import Count as Count
 from ._meaning import Gathered as Gathered
 from ._meaning import Moment as Moment

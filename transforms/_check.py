@@ -28,13 +28,14 @@ _R = TypeVar("_R")
 class Interval:
     """A range of real numbers, written as mathematicians do: "[0, 1)" holds 0 but not 1.
 
-    With `schedule`, a function of the step count may take the number's place; with `constant`, the number is read only
-    once.
+    With `schedule`, a function of the step count may take the number's place; with `own_count` as well, it is a function
+    of a count of the link's own, which the link itself calls. With `constant`, the number is read only once.
     """
 
     text: str
     schedule: bool = False
     constant: bool = False
+    own_count: bool = False
 
     def __contains__(self, value: float) -> bool:
         low, high = (float(bound) for bound in self.text[1:-1].split(","))
@@ -69,12 +70,15 @@ ProperFraction = Annotated[Number | Schedule, Interval("[0, 1)", schedule=True)]
 Rate = Annotated[Number | Schedule, Interval("[0, inf)", schedule=True)]
 """A finite number of at least 0, or a schedule of such numbers: a learning rate, a weight decay."""
 
+Limit = Annotated[Number | Schedule, Interval("[0, inf]", schedule=True)]
+"""A number of at least 0, also infinity, or a schedule of such numbers: what is allowed at most."""
 
-def whole_number(what: str, value: Any, most: int | None = None) -> int:
-    """The value as a Python integer; raises unless it is one of at least 0, and at most `most` if that is given."""
+
+def whole_number(what: str, value: Any, most: int | None = None, *, least: int = 0) -> int:
+    """The value as a Python integer; raises unless it is one of at least `least`, and at most `most` if given."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or value < 0 or (most is not None and value > most):
-        allowed = "of at least 0" if most is None else f"from 0 to {most}"
+    if not is_whole or value < least or (most is not None and value > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{what} must be an integer {allowed}, got {value!r}")
     return int(value)
 
@@ -108,6 +112,7 @@ class Arguments:
         defaults: The function's optional arguments and their default values.
         numbers: The arguments that are numbers or schedules.
         constants: Those of them that are read only once, before the first step.
+        own_counts: Those of them whose schedules the function itself calls.
     """
 
     def __init__(self, function: Callable):
@@ -121,6 +126,7 @@ class Arguments:
         intervals = {name: interval for name, interval in found.items() if interval is not None}
         self.numbers = tuple(intervals)
         self.constants = tuple(name for name, interval in intervals.items() if interval.constant)
+        self.own_counts = tuple(name for name, interval in intervals.items() if interval.own_count)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:

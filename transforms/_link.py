@@ -124,7 +124,7 @@ class Link(optax.GradientTransformationExtraArgs):
         update: Maps (updates, state, parameters) to (updates, state), as in Optax.
         name: The factory's name, such as `"scale_by_momentum"`.
         hyperparams: The factory's arguments by name, defaults included.
-        numbers: Those of them that are numbers or schedules and not `None`.
+        numbers: Those of them that are numbers or schedules of the step count, and not `None`.
         constants: Those of the numbers that are read only once, when the state is initialised.
         place: `"gradient"`, `"moment"`, `"step"` or `"update"`; `None` for a foreign link, and for one that wraps whole
             optimizers.
@@ -227,6 +227,16 @@ class Link(optax.GradientTransformationExtraArgs):
     def is_final(self) -> bool:
         """Whether its updates must reach the parameters unchanged: nothing may come after it or round them."""
         return self._declared.is_final or any(inner.is_final for inner in self.held)
+
+    @property
+    def is_observer(self) -> bool:
+        """Whether it leaves the updates unchanged, and must see them as they reach the parameters."""
+        return self._declared.is_observer
+
+    @functools.cached_property
+    def holds_observer(self) -> bool:
+        """Whether it or a link in it must see the updates as they reach the parameters."""
+        return self.is_observer or any(inner.holds_observer for inner in self.held)
 
     @functools.cached_property
     def is_leafwise(self) -> bool:
@@ -447,6 +457,7 @@ class _Declaration(NamedTuple):
     too_early: str = ""
     view: Callable[..., View] | None = None
     is_final: bool = False
+    is_observer: bool = False
     is_leafwise: bool = False
 
 
@@ -624,6 +635,7 @@ def link(
     too_early: str = "",
     view: Callable[..., View] | None = None,
     is_final: bool = False,
+    is_observer: bool = False,
     is_leafwise: bool = False,
 ) -> Callable[[Callable[_P, optax.GradientTransformation]], Callable[_P, Link]]:
     """Turns a function that returns an Optax gradient transformation into a factory of links.
@@ -671,6 +683,8 @@ def link(
             the `View` through which other code sees that state.
         is_final: Whether its updates must reach the parameters unchanged: with no link after it, and not rounded to the
             parameters' dtypes.
+        is_observer: Whether it leaves the updates unchanged and must see them as they reach the parameters: no link
+            that changes them may come after it.
         is_leafwise: Whether everything it does to the leaves of the updates goes through `map_updates` and `map_state`,
             one leaf at a time, and it does not look at leaves in any other way. Then a chain traces it once for all
             leaves of the same shape, if the same holds for what is inside it.
@@ -713,6 +727,7 @@ def link(
         too_early=too_early,
         view=view,
         is_final=is_final,
+        is_observer=is_observer,
         is_leafwise=is_leafwise,
     )
 
@@ -722,7 +737,12 @@ def link(
         @functools.wraps(factory)
         def build(*args: _P.args, **kwargs: _P.kwargs) -> Link:
             hyperparams = arguments(*args, **kwargs)
-            numbers = tuple(name for name in arguments.numbers if hyperparams[name] is not None)
+            numbers = tuple(
+                name
+                for name in arguments.numbers
+                if hyperparams[name] is not None
+                and not (name in arguments.own_counts and callable(hyperparams[name]))
+            )
             schedules = [name for name in numbers if callable(hyperparams[name])]
             if schedules:
                 # Run the factory's own checks now.

@@ -72,6 +72,22 @@ class Moment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Averages(Moment):
+    """A moment that is an average of the parameters themselves; `linkax.averaged_weights` reads it.
+
+    Attributes:
+        number: The field of the same link that says how many weights are in it; where it is 0, the parameters count.
+
+    Example:
+        >>> from linkax.transforms import Averages
+        >>> Averages("average of the parameters", power=0).number
+        'n_averaged'
+    """
+
+    number: str = "n_averaged"
+
+
+@dataclasses.dataclass(frozen=True)
 class Count:
     """A field with one integer: the number of steps the optimizer has taken.
 

@@ -8,13 +8,15 @@ from linkax.transforms import Link
 
 from ._structure import parts
 
-_ORDER = ("gradient", "moment", "step", "learning rate", "update")
+_ORDER = ("gradient", "moment", "step", "learning rate", "update", "observer")
 
 
 def rank(link: Link) -> int | None:
     """The position of a link's place in the order, or `None` for a foreign link, which may be placed anywhere."""
     if link.sets_sign and link.place == "step":
         return _ORDER.index("learning rate")
+    if link.is_observer:
+        return _ORDER.index("observer")
     return None if link.place is None else _ORDER.index(link.place)
 
 
@@ -51,6 +53,11 @@ def _check_order(earlier: Link, later: Link) -> None:
         raise ValueError(
             f"chain: {earlier.name} must be the last link, because it computes the new parameters itself, got "
             f"{later.name} after it; put that before it, or inside"
+        )
+    if earlier.holds_observer and not later.is_identity and not later.is_observer:
+        raise ValueError(
+            f"chain: {earlier.name} must come after every link that changes the updates, because the new parameters are "
+            f"computed from them in it, got {later.name} after it; put that before it"
         )
     before, after = rank(earlier), rank(later)
     if before is None or after is None:

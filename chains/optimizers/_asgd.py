@@ -30,14 +30,15 @@ def asgd(
 ) -> Chain:
     """Averaged stochastic gradient descent: plain descent with a decaying rate, whose parameters are averaged.
 
-    With g ← g + λ w: w ← w − α / (1 + (t − 1) κ)^p · g, with t counting from 1. The average of w is in the state:
-    `optax.tree.get(state, "average")`. Use it in place of the last w for evaluation; see `average_weights`.
+    With g ← g + λ w: w ← w − α / (1 + (t − 1) κ)^p · g, with t counting from 1. The average of w is in the state.
+    `averaged_weights` reads it, for evaluation in place of the last w; see `linkax.transforms.average_weights`.
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it.
         lr_decay: κ ≥ 0, how fast the rate decays, per step, or a schedule of it; `None` for not at all.
         power: p ≥ 0, or a schedule of it.
-        start: After how many steps the average starts, at least 0, or a schedule of it; until then it is w itself.
+        start: After how many steps the average starts, at least 0, or a schedule of it: it is that of the parameters
+            after step `start` + 2 and later ones, and until then w itself.
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2), which is decoupled decay here; `None` for
             none.
         weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
@@ -61,7 +62,7 @@ def asgd(
         ├─ add_l2_to_grad(weight_decay=0.0001)                   gradient
         ├─ scale_by_inverse_time_decay(decay=1e-06, power=0.75)  step
         ├─ scale_by_learning_rate(learning_rate=0.01)            step
-        └─ average_weights(start=100.0)                          update
+        └─ average_weights(start=101.0, every=1)                 update
 
     Source:
         `torch.optim.ASGD`; Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
@@ -71,5 +72,10 @@ def asgd(
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         when(lr_decay, scale_by_inverse_time_decay, lr_decay, power),
         scale_by_learning_rate(learning_rate),
-        average_weights(start),
+        average_weights(start=_one_more(start)),
     )
+
+
+def _one_more(start: Any) -> Any:
+    """PyTorch's first average is that of the parameters after step `start` + 2."""
+    return (lambda count: start(count) + 1) if callable(start) else start + 1

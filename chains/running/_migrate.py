@@ -524,18 +524,13 @@ def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[A
     """Whether it counts for moments that all restart: those of its own link, or those that it corrects."""
     if not isinstance(array.field, Gathered | Count):
         return False
-    moments = [
-        other.place in kept
-        for other in new
-        if isinstance(other.field, Moment)
-        and other.site.groups == array.site.groups
-        and (
-            other.has_slot_of(array)
-            if isinstance(array.field, Gathered)
-            else other.site == array.site and not array.site.link.slots
-        )
+    group = [
+        other for other in new if isinstance(other.field, Moment) and other.site.groups == array.site.groups
     ]
-    return bool(moments) and not any(moments)
+    moments = [other for other in group if other.site == array.site and not array.site.link.slots]
+    if isinstance(array.field, Gathered) and not moments:
+        moments = [other for other in group if other.has_slot_of(array)]
+    return bool(moments) and not any(other.place in kept for other in moments)
 
 
 def _counted(array: StateArray, age: int | None, missing: list[str], notes: list[str]) -> float | None:

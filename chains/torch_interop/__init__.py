@@ -5,6 +5,7 @@ optimizer.
 """
 
 from ._export_plateau import export_plateau as export_plateau
+from ._averages import export_averages as export_averages
 from ._export_state import export_state as export_state
 from ._import_state import import_state as import_state
 from ._layouts import CONV as CONV

@@ -11,6 +11,7 @@ import optax
 from linkax.transforms import Count, Gathered, Link, Moment
 
 from ..algebra._structure import StateArray, state_arrays
+from ._averages import averages_apart
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
 from ._hyperparams import compare_direction
@@ -48,7 +49,8 @@ def export_state(
 
     Returns:
         What `optimizer.load_state_dict` takes: with tensors if `template` is an optimizer, otherwise with NumPy arrays.
-        The hyperparameters are the template's. Moments are converted to PyTorch's units.
+        The hyperparameters are the template's. Moments are converted to PyTorch's units. The averages of
+        `average_weights` are not in it, except ASGD's; see `export_averages`.
 
     Raises:
         ValueError: If anything does not fit: parameters that one side lacks, shapes, a different optimizer, groups that
@@ -86,6 +88,9 @@ def export_state(
     references = [
         reference_of(f"PyTorch's group {index}", group, problems, name) for index, group in enumerate(file.hyperparams)
     ]
+    apart, arrays = averages_apart(arrays, references, file)
+    separate = {(array.site.groups, array.site.name) for array in apart}
+    arrays = [array for array in arrays if (array.site.groups, array.site.name) not in separate]  # their counts too
     problems += _half_done(arrays)
     states: dict[str, dict[str, Any]] = {name: {} for name in file.keys}
     for part in chain_groups(tx, arrays, params, found, problems):

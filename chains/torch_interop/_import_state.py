@@ -17,6 +17,7 @@ import optax
 from linkax.transforms import Gathered, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
+from ._averages import averages_apart, read_averages
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
 from ._clocks import check_clocks
@@ -37,6 +38,7 @@ def import_state(
     order: Sequence[str] | None = None,
     layouts: Mapping[str, Layout] | None = None,
     steps: int | None = None,
+    averages: Mapping[str, Any] | None = None,
 ) -> Any:
     """Creates the state of a chain from that of a PyTorch optimizer, so that training continues where it stopped.
 
@@ -60,6 +62,9 @@ def import_state(
             linear layer or a convolution, and everything else is laid out as in PyTorch.
         steps: The number of steps PyTorch has taken, if its state does not contain it: SGD's does not, and a schedule
             needs it.
+        averages: The `state_dict()` of PyTorch's `AveragedModel`, for a chain with `average_weights`, whose average
+            then continues; if there are several, a dictionary of them by the names of the links, as for
+            `linkax.averaged_weights`. (ASGD's average is part of the optimizer's own state.)
 
     Returns:
         The chain's state, which shares no memory with PyTorch's.
@@ -71,7 +76,8 @@ def import_state(
 
     Warns:
         UserWarning: If the file has a different learning rate or weight decay from the chain; if a kernel's layout was
-            left to the default while that of similar ones was not; if an array restarts because its meaning is unknown.
+            left to the default while that of similar ones was not; if an array restarts because its meaning is unknown, or
+            an average because `averages` is not given.
 
     Differences:
         PyTorch's `load_state_dict` takes the hyperparameters from the file, and matches parameters by their order.
@@ -102,6 +108,10 @@ def import_state(
         reference_of(f"PyTorch's group {index}", group, problems) for index, group in enumerate(file.hyperparams)
     ]
     values: dict[Any, Any] = {}
+    apart, arrays = averages_apart(arrays, references, file)
+    if averages is not None:
+        read = read_averages(apart, params, averages, names, layouts, problems, notes)
+        values |= {one.place: _filled(what, value, 1.0, one.value, problems) for one, what, value in read}
     ages: dict[Groups, Age] = {}
     parts = chain_groups(tx, arrays, params, found, problems)
     placed = {name for part in parts for name in part.members}
@@ -124,6 +134,8 @@ def import_state(
     refuse("import_state: the state must fit the chain and the parameters", problems)
     if any(age.has_begun for age in ages.values()):
         notes += _restarting(arrays)
+        if apart and averages is None:
+            notes.append(f"{apart[0].name} restarts: averages must be the state_dict() of PyTorch's AveragedModel")
     for note in dict.fromkeys(notes):
         warnings.warn(f"import_state: {note}", stacklevel=2)
     return with_arrays("import_state: tx", tx, fresh, values, params)
@@ -212,7 +224,7 @@ def _check_keys(
 def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: list[str]) -> Any:
     """A moment of PyTorch's in our units, as an array like `like`, with its own memory."""
     dtype = np.dtype(like.dtype)
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    if not jnp.issubdtype(dtype, jnp.inexact) and value.dtype != dtype:
         problems.append(f"{what} has no place in an array of {dtype}")
         return like
     if factor != 1:

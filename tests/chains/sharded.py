@@ -1,6 +1,7 @@
 """Steps every optimizer on eight devices and prints what came of it as JSON; started by test_under_jax.py."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from linkax.chains import adamw
+from linkax.chains import adamw, chain
+from linkax.transforms import average_weights, clip_grad_norm
 from linkax.transforms._formats import Format
 
-from .optimizers import MECHANISMS, Optimizer
+from .optimizers import MECHANISMS
 
 FORMATS: tuple[Format, ...] = ("bfloat16", "int8", "int4")
 SPECS = {"w": PartitionSpec("x", "y"), "b": PartitionSpec("y"), "whole": PartitionSpec()}
@@ -30,7 +32,7 @@ def place(tree, kind: AxisType):
     return mesh, {name: jax.device_put(tree[name], NamedSharding(mesh, SPECS[name])) for name in tree}
 
 
-def results(optimizer: Optimizer) -> dict[str, bool | float]:
+def results(optimizer: Callable[[], optax.GradientTransformation]) -> dict[str, bool | float]:
     key = jax.random.key(0)
     shapes = {"w": (8, 4), "b": (6,), "whole": (3,)}
     params = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
@@ -100,4 +102,5 @@ if __name__ == "__main__":
     specs = {"rows": PartitionSpec("x"), "columns": PartitionSpec(None, "y"), "both": PartitionSpec("x", "y")}
     found = {f"{as_} {name}": stored_results(as_, spec) for as_ in FORMATS for name, spec in specs.items()}
     jax.config.update("jax_enable_x64", True)
+    found["clipped and averaged"] = results(lambda: chain(clip_grad_norm(0.1), adamw(1e-2), average_weights(0.9)))
     print(json.dumps(found | {optimizer.name: results(optimizer) for optimizer in MECHANISMS}))

@@ -447,6 +447,12 @@ def test_a_sharded_step_gives_what_an_unsharded_one_gives(optimizer: Optimizer, 
     assert sharded[optimizer.name]["difference"] < 1e-12
 
 
+def test_a_norm_over_sharded_gradients_is_that_of_all(sharded):
+    found = sharded["clipped and averaged"]
+    assert all(value is True for what, value in found.items() if what != "difference")
+    assert found["difference"] < 1e-12  # float64; the sums of the norm are taken in another order
+
+
 @pytest.mark.parametrize("split", ["rows", "columns", "both"])
 @pytest.mark.parametrize("as_", ["bfloat16", "int8", "int4"])
 def test_state_in_fewer_bits_lies_where_the_parameters_lie(as_, split, sharded):

@@ -179,10 +179,12 @@ def walk_paper(algorithm, params, grads):
 def walk_torch(code, params, grads):
     from .torch_reference import torch_walk
 
+    *clips, code = code.split("; ")
     call = ast.parse(code, mode="eval").body
     assert isinstance(call, ast.Call)
     arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    return torch_walk(code.removeprefix("torch.optim.").partition("(")[0], arguments, params, grads)
+    clip = clips[0] if clips else None
+    return torch_walk(code.removeprefix("torch.optim.").partition("(")[0], arguments, params, grads, clip=clip)
 
 
 @pytest.fixture
@@ -227,7 +229,7 @@ def test_line(x64, name, request):
         expected = walk_keras(request.getfixturevalue("keras"), theirs, params, grads)
     else:
         expected = walk(eval(theirs, {"optax": optax, "SCHEDULE": schedule}), params, grads)
-    names = {**vars(linkax.transforms), **vars(linkax.chains), "SCHEDULE": schedule}
+    names = {**vars(linkax.transforms), **vars(linkax.chains), "SCHEDULE": schedule, "optax": optax}
     assert_same_path(walk(eval(ours, names), params, grads), expected)
 
 
@@ -238,5 +240,6 @@ def test_every_optimizer_and_framework_is_there():
     assert {("RAdam", "PyTorch"), ("RAdam", "Optax"), ("Rprop", "PyTorch"), ("ASGD", "PyTorch")} <= named
     assert ("AdaBelief", "Optax") in named
     assert {(optimizer, framework) for optimizer in ("Lion", "LAMB") for framework in ("Optax", "Keras")} <= named
+    assert {("Clipping", f"{framework}, norm") for framework in ("PyTorch", "Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()
     assert importlib.util.find_spec("optax")

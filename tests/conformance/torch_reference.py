@@ -8,11 +8,17 @@ import torch
 
 
 def torch_walk(
-    name: str, arguments: Mapping[str, Any], params: Any, grads: Any, nudge: int | None = None
+    name: str,
+    arguments: Mapping[str, Any],
+    params: Any,
+    grads: Any,
+    nudge: int | None = None,
+    clip: str | None = None,
 ) -> dict[str, np.ndarray]:
     """The parameters after every step of `torch.optim.<name>(**arguments)` along the stream, stacked.
 
-    `nudge` seeds a generator that moves every weight up or down by one rounding after each step.
+    `nudge` seeds a generator that moves every weight up or down by one rounding after each step. `clip` is run before each
+    step, with the parameters as `w`.
     """
     rng = None if nudge is None else np.random.default_rng(nudge)
     default = torch.get_default_dtype()
@@ -24,6 +30,8 @@ def torch_walk(
         for step in range(len(grads["tame"])):
             for key, leaf in leaves.items():
                 leaf.grad = None if grads[key] is None else torch.from_numpy(np.array(grads[key][step]))
+            if clip is not None:
+                eval(clip, {"torch": torch, "w": list(leaves.values()), "inf": float("inf")})
             optimizer.step()
             for key, leaf in leaves.items():
                 if rng is not None:

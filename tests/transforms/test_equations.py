@@ -15,6 +15,8 @@ from linkax.transforms import (
     add_l2_to_grad,
     average_weights,
     bias_correction,
+    clip_grad_norm,
+    clip_grad_value,
     decoupled_weight_decay,
     deviation,
     infinity_norm,
@@ -266,7 +268,23 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         scale_by_inverse_time_decay,
         lambda decay, power: (g / (1 + t * decay) ** power for t, g in enumerate(GRADS)),
     ),
-    "average_weights": (st.fixed_dictionaries({"start": st.floats(0, 9)}), average_weights, lambda start: GRADS),
+    "average_weights": (
+        st.fixed_dictionaries({"decay": st.one_of(st.none(), fraction), "start": st.floats(0, 9)}),
+        average_weights,
+        lambda **_: GRADS,
+    ),
+    "clip_grad_norm": (
+        st.fixed_dictionaries({"max_norm": size, "norm_type": st.sampled_from([2, 1, 0.5, 3, 0, -1, np.inf, -np.inf])}),
+        clip_grad_norm,
+        lambda max_norm, norm_type: (
+            g * min(1, max_norm / (np.linalg.norm(g.ravel(), norm_type) ** (norm_type != 0) + 1e-6)) for g in GRADS
+        ),
+    ),
+    "clip_grad_value": (
+        st.fixed_dictionaries({"clip_value": size}),
+        clip_grad_value,
+        lambda clip_value: np.clip(GRADS, -clip_value, clip_value),
+    ),
     "negate_grad": (st.just({}), negate_grad, lambda: -GRADS),
     "add_l2_to_grad": (
         st.fixed_dictionaries({"weight_decay": size}),
@@ -298,22 +316,40 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
 }
 
 
+def warm(n):
+    return 0.9 * (1 + n) / (10 + n)
+
+
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-@hypothesis.given(start=st.one_of(st.integers(0, 9), st.floats(0, 9)))
-def test_averaged_weights_follow_their_equation(x64, start):
-    tx = average_weights(start)
+@hypothesis.given(
+    decay=st.one_of(st.none(), fraction, st.just(warm)),
+    start=st.one_of(st.integers(0, 9), st.floats(0, 9)),
+    every=st.integers(1, 4),
+)
+def test_averaged_weights_follow_their_equation(x64, decay, start, every):
+    tx = average_weights(decay, start=start, every=every)
 
     w, ours = jnp.asarray(WEIGHTS), []
     state = tx.init(w)
     for g in jnp.asarray(GRADS):
         updates, state = tx.update(g, state, w)
         w = w + updates
-        ours.append(state.average)
-    expected, average = [], np.zeros_like(WEIGHTS)
+        ours.append(state)
+    expected, average, n, ns = [], None, 0, []
     for t, w in enumerate(WEIGHTS + np.cumsum(GRADS, axis=0), start=1):
-        average = average + (w - average) / max(1, t - 1 - start)
+        since = t - int(np.ceil(start))
+        due = since > 0 and since % every == 0
+        if n == 0:
+            average = w
+        elif due:
+            d = n / (n + 1) if decay is None else decay(n) if callable(decay) else decay
+            average = d * average + (1 - d) * w
+        n += due
         expected.append(average)
-    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-13)  # sums of twelve numbers of about 1
+        ns.append(n)
+    averages, counts = [one.average for one in ours], [one.n_averaged for one in ours]
+    np.testing.assert_allclose(averages, expected, rtol=1e-12, atol=1e-13)  # sums of twelve numbers of about 1
+    np.testing.assert_array_equal(counts, ns)
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
