@@ -56,7 +56,7 @@ def _name_of(names: Names, path: str) -> str | None:
     return names.get(path) if isinstance(names, Mapping) else names(path)
 
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
 
 
 class TorchParam(NamedTuple):
@@ -221,7 +221,7 @@ def import_params(
     problems: list[str] = []
     paths = [path_text(keys) for keys, _ in leaves_with_path(params)]
     wanted = {_name_of(names, path) for path in paths}
-    theirs = {name: None for name in state_dict if name in wanted or not name.endswith(_BUFFERS)}
+    theirs = {name: None for name in state_dict if name in wanted or not name.endswith(BUFFERS)}
     found = torch_params(params, names, layouts, [theirs], problems)
     lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if words(keys) not in found]
     problems += [f"PyTorch has nothing for {path}" for path in lacking]
