@@ -60,8 +60,9 @@ class SavedOptimizer:
         kept = sorted({key for entry in state.values() for key in entry})
         idle = sum(sizes) - len(state)
         return (
-            f"{class_told(groups)[1]}: {_count(len(groups), 'group')} of {', '.join(map(str, sizes))} parameters, "
-            f"{'by name' if self.has_names else 'by index (order= is needed)'}; "
+            f"{class_told(groups)[1]}: {_count(sum(sizes), 'parameter')} in {_count(len(groups), 'group')}"
+            + (f" ({', '.join(map(str, sizes))}), " if len(sizes) > 1 else ", ")
+            + f"{'by name' if self.has_names else 'by index (order= is needed)'}; "
             f"{', '.join(map(shown, kept)) or 'no state'}{counted}"
             + (f"; {_count(idle, 'parameter')} never stepped" if state and idle else "")
         )
@@ -193,11 +194,11 @@ def inspect_checkpoint(
         ...     }
         ... )
         >>> saved
-        checkpoint             dictionary
-        model       net        1 tensor of 3 numbers, 12 B: float32
-          without   _orig_mod. removed from the names of weights and optimizers
-        optimizer   optim      AdamW: 1 group of 1 parameters, by name; exp_avg, exp_avg_sq, step, 7 steps
-        epoch                  2
+        checkpoint              dictionary
+        model       net         1 tensor of 3 numbers, 12 B: float32
+          without   _orig_mod.  removed from the names of weights and optimizers
+        optimizer   optim       AdamW: 1 parameter in 1 group, by name; exp_avg, exp_avg_sq, step, 7 steps
+        epoch                   2
         >>> list(saved.model), saved.optimizers[0].name
         (['fc.weight'], 'AdamW')
 

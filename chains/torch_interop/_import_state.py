@@ -102,7 +102,7 @@ def import_state(
     ]
     values: dict[Any, Any] = {}
     ages: dict[Groups, Age] = {}
-    parts = chain_groups(tx, arrays, params, found, problems)
+    parts = chain_groups(tx, arrays, params, found, file.hyperparams, problems)
     placed = {name for part in parts for name in part.members}
     known = {param.name for param in found.values()}  # the others are problems already
     idle = [name for name, keys in file.keys.items() if keys and name in known - placed]
