@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..algebra._paths import leaves_with_path, path_text
+from ..algebra._paths import leaves_with_path, path_text, words
 from ..running._param_groups import param_groups
 from ._checkpoint import Checkpoint, SavedOptimizer, inspect_checkpoint, is_plain
 from ._checkpoint_files import is_tensor, read_torch, shown
@@ -36,6 +36,7 @@ from ._spec import from_torch
 _FROZEN = "frozen"  # the group of parameters that the optimizer does not have
 _STATISTICS = "batch_stats"  # Flax's collection, which no optimizer sees
 _MOST = 1_000_000  # values in one part of the spec: a small pickle may repeat a list without end
+_SMALL = 1000  # numbers in an array that is read at once
 VERSION = 1
 
 
@@ -167,9 +168,14 @@ def to_torch(source: Path, out: Path, target: Target, template: Path | None) -> 
                     layouts=target.layouts,
                     steps=spec["step"],
                 )
-    content = _filled(template, saved, weights, state, notes) if template and saved else {"model": _tensors(weights)}
-    if not (template and saved) and state is not None:
-        content["optimizer"] = _state_tensors(state)
+    if template and saved:
+        content = _filled(template, saved, weights, state, notes)
+    else:
+        content = {"model": _tensors(weights)}
+        for name in spec["bfloat16"]:
+            content["model"][name] = content["model"][name].bfloat16()
+        if state is not None:
+            content["optimizer"] = _state_tensors(state)
     _write_torch(out, content)
     return notes
 
@@ -288,6 +294,7 @@ def _spec_of(saved: Checkpoint, problems: list[str]) -> dict[str, Any]:
         "schedules": [_schedule(state, problems) for state in saved.schedulers],
         "scaler": None if saved.scaler is None else _as_json("scaler", saved.scaler, problems),
         "averaged": None if saved.averages is None else int(plain_number(saved.averages["n_averaged"])),
+        "bfloat16": [name for name, one in saved.model.items() if str(one.dtype).endswith("bfloat16")],
         "step": saved.step,
         "epoch": saved.epoch,
     }
@@ -330,7 +337,9 @@ def _as_json(what: str, value: Any, problems: list[str]) -> Any:
 def _save(out: Path, items: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    handlers = {name: ocp.StandardCheckpointHandler(save_concurrent_gb=1) for name in items}
+    largest = max((leaf.nbytes for leaf in jax.tree.leaves(dict(items))), default=0)
+    most: Any = (largest + 1_000_000) / 1e9  # what Orbax may copy at a time
+    handlers = {name: ocp.StandardCheckpointHandler(save_concurrent_gb=most) for name in items}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(spec=ocp.JsonCheckpointHandler(), **handlers)) as checkpointer:
         saves = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         checkpointer.save(out.resolve(), ocp.args.Composite(spec=ocp.args.JsonSave(dict(spec)), **saves))
@@ -367,17 +376,49 @@ def _shapes(source: Path, item: str) -> Any:
     return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), tree)
 
 
-def _restore(source: Path, items: Mapping[str, Any]) -> dict[str, Any]:
-    """The items' arrays."""
-    import orbax.checkpoint as ocp
+class _Stored:
+    """An array of an Orbax checkpoint, which is read when it is used."""
 
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    def __init__(self, folder: Path, tree: Any, index: int):
+        self._folder, self._tree, self._index = folder, tree, index
+        leaf = jax.tree.leaves(tree)[index]
+        self.shape, self.dtype, self.ndim = leaf.shape, leaf.dtype, leaf.ndim
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        import orbax.checkpoint as ocp
+
+        leaves, structure = jax.tree.flatten(self._tree)
+        only = [leaf if index == self._index else ocp.PLACEHOLDER for index, leaf in enumerate(leaves)]
+        item = jax.tree.unflatten(structure, only)
+        restored = ocp.PyTreeCheckpointHandler().restore(
+            self._folder, args=ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item))
+        )
+        return np.asarray(jax.tree.leaves(restored)[self._index], dtype)
+
+    def __ne__(self, other: object) -> Any:
+        return np.asarray(self) != other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _restore(source: Path, items: Mapping[str, Any]) -> dict[str, Any]:
+    """The items, whose arrays are read when they are used, and small ones now."""
     found = {}
     for name, item in items.items():
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), item)
-        handler = ocp.StandardCheckpointHandler()
-        found[name] = handler.restore((source / name).resolve(), args=ocp.args.StandardRestore(like))
+        folder = (source / name).resolve()
+        apart = _other_shapes(_shapes(source, name), item)
+        if apart:
+            raise ValueError(f"its {name} must have the shapes of the tree, got others for {', '.join(apart[:5])}")
+        stored = [_Stored(folder, item, index) for index in range(len(jax.tree.leaves(item)))]
+        leaves = [one if math.prod(one.shape) > _SMALL else jnp.asarray(np.asarray(one)) for one in stored]
+        found[name] = jax.tree.unflatten(jax.tree.structure(item), leaves)
     return found
+
+
+def _other_shapes(stored: Any, wanted: Any) -> list[str]:
+    """The paths that only one of two trees has, or with different shapes."""
+    there, here = ({words(path): leaf.shape for path, leaf in leaves_with_path(tree)} for tree in (stored, wanted))
+    return ["/".join(path) for path in {**there, **here} if there.get(path) != here.get(path)]
 
 
 def _write_torch(out: Path, content: Any) -> None:
@@ -395,7 +436,7 @@ def _tensors(weights: Mapping[str, np.ndarray], like: Mapping[str, Any] | None =
     """Arrays as tensors, of the dtypes of others if these have the name."""
     import torch
 
-    found = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    found = {name: torch.from_numpy(np.require(array, requirements="W")) for name, array in weights.items()}
     return {
         name: tensor.to(like[name].dtype) if like and is_tensor(like.get(name)) else tensor
         for name, tensor in found.items()
