@@ -4,8 +4,11 @@ Nothing here imports PyTorch; its objects are read without it. `export_state` re
 optimizer.
 """
 
-from ._export_plateau import export_plateau as export_plateau
 from ._averages import export_averages as export_averages
+from ._checkpoint import Checkpoint as Checkpoint
+from ._checkpoint import SavedOptimizer as SavedOptimizer
+from ._checkpoint import inspect_checkpoint as inspect_checkpoint
+from ._export_plateau import export_plateau as export_plateau
 from ._export_state import export_state as export_state
 from ._import_state import import_state as import_state
 from ._layouts import CONV as CONV
@@ -19,6 +22,7 @@ from ._names import export_params as export_params
 from ._names import import_params as import_params
 from ._names import torch_labels as torch_labels
 from ._names import torch_name as torch_name
+from ._optimizer_order import optimizer_order as optimizer_order
 from ._schedules import GroupSchedules as GroupSchedules
 from ._schedules import TorchSchedule as TorchSchedule
 from ._schedules import schedule_from_torch as schedule_from_torch

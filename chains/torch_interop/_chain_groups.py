@@ -1,6 +1,6 @@
 """A chain's groups of parameters and PyTorch's."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optax
@@ -9,8 +9,9 @@ from linkax.transforms import Link, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, flatten, groups_of, part_at
 from ..running._live import Live, live_already
+from ._group_matches import several_of_theirs
 from ._names import TorchParam
-from ._reference import Fields, field_of, line, sign_of
+from ._reference import Fields, field_of, line, sign_of, within
 
 
 class Group(NamedTuple):
@@ -22,7 +23,7 @@ class Group(NamedTuple):
     live: frozenset[tuple[Link, str]]  # the arguments of links that may be set at any time
     is_injected: bool  # whether it is inside optax.inject_hyperparams, where every number may be set
     members: list[str]  # PyTorch's names of its parameters
-    group: int | None  # PyTorch's group; None if there are several, or if none of its parameters is in one
+    group: int | None  # PyTorch's group, or one that stands for several; None if none of its parameters is in one
 
     @property
     def has_live_rate(self) -> bool:
@@ -35,25 +36,27 @@ def chain_groups(
     arrays: list[StateArray],
     params: Any,
     found: Mapping[tuple[str, ...], TorchParam],
+    hyperparams: Sequence[Mapping[str, Any]],
     problems: list[str],
 ) -> list[Group]:
-    """The chain's groups, each of which must be one of PyTorch's."""
+    """The chain's groups, and the one of PyTorch's groups that each of them corresponds to.
+
+    Groups do not have to match one to one: `_group_matches` says when they are the same.
+    """
     links = flatten("torch_interop: tx", tx)
     live = frozenset((part_at(links, path), argument) for (path, argument), _ in live_already(links))
     group_of = groups_of(links, params)
     kept = [array for array in arrays if _is_kept(array)]
     every: list[Group] = []
-    taken: dict[int, str] = {}
     for label in dict.fromkeys([*group_of.values(), *(array.site.groups for array in kept)]):
         own = [array.param for array in kept if array.site.groups == label and array.param is not None]
         paths = dict.fromkeys(own or [path for path, its in group_of.items() if its == label])
         theirs = sorted({found[path].group for path in paths if path in found})
-        called = ".".join(label) or "the chain"
+        group = theirs[0] if theirs else None
         if len(theirs) > 1:
-            problems.append(f"the parameters of {called} are in several groups of PyTorch's, {theirs}")
-        for group in theirs:
-            if taken.setdefault(group, called) != called:
-                problems.append(f"the parameters of PyTorch's group {group} are in both {taken[group]} and {called}")
+            members = {path: found[path].group for path in paths if path in found}
+            whole = list(within(links, label))
+            group = several_of_theirs(".".join(label) or "the chain", whole, theirs, members, hyperparams, params, problems)
         every.append(
             Group(
                 label,
@@ -68,7 +71,7 @@ def chain_groups(
                     for array in arrays
                 ),
                 [found[path].name for path in paths if path in found],
-                theirs[0] if len(theirs) == 1 else None,
+                group,
             )
         )
     lacking = {array.param: str(array) for array in kept if array.param not in found}

@@ -14,6 +14,7 @@ from ..algebra._structure import StateArray, state_arrays
 from ._averages import averages_apart
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
+from ._group_matches import check_equal
 from ._hyperparams import compare_direction
 from ._layouts import Layout
 from ._names import Names, refuse, torch_name, torch_params
@@ -93,7 +94,9 @@ def export_state(
     arrays = [array for array in arrays if (array.site.groups, array.site.name) not in separate]  # their counts too
     problems += _half_done(arrays)
     states: dict[str, dict[str, Any]] = {name: {} for name in file.keys}
-    for part in chain_groups(tx, arrays, params, found, problems):
+    parts = chain_groups(tx, arrays, params, found, file.hyperparams, problems)
+    check_equal(((".".join(part.label), part.links, part.members) for part in parts), file.groups, problems)
+    for part in parts:
         reference = None if part.group is None else references[part.group]
         has = {key for member in part.members for key in file.keys[member]}
         fields = partners(part.arrays, reference, has, problems, is_export=True)

@@ -113,7 +113,8 @@ def import_state(
         read = read_averages(apart, params, averages, names, layouts, problems, notes)
         values |= {one.place: _filled(what, value, 1.0, one.value, problems) for one, what, value in read}
     ages: dict[Groups, Age] = {}
-    parts = chain_groups(tx, arrays, params, found, problems)
+    owned = _owned(fresh, params)
+    parts = chain_groups(tx, arrays, params, found, file.hyperparams, problems)
     placed = {name for part in parts for name in part.members}
     known = {param.name for param in found.values()}  # the others are problems already
     idle = [name for name, keys in file.keys.items() if keys and name in known - placed]
@@ -125,7 +126,7 @@ def import_state(
         check_kept(part.arrays, problems)
         if reference is not None:
             _compare(part, fields, reference, problems, notes)
-        values |= _moments(part, fields, reference, found, file, steps is not None, problems)
+        values |= _moments(part, fields, reference, found, file, steps is not None, owned, problems)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
         check_clocks(part, age.steps, problems)
         if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
@@ -167,9 +168,10 @@ def _moments(
     found: Mapping[tuple[str, ...], TorchParam],
     file: TorchFile,
     has_steps: bool,
+    owned: set[int],
     problems: list[str],
 ) -> dict[Any, Any]:
-    """The moments of a group, from PyTorch's."""
+    """The moments of a group, from PyTorch's, each of which takes the place of a fresh one in memory."""
     _check_keys(part, fields, reference, found, file, has_steps, problems)
     values: dict[Any, Any] = {}
     for array in part.arrays:
@@ -185,8 +187,20 @@ def _moments(
         assert isinstance(array.field, Moment)
         if not array.field.has_sign and any(real.min(initial=0) < 0 for real in reals):
             problems.append(f"{what} must not be negative, because it is the {array.quantity}")
+        if id(array.value) in owned and jnp.issubdtype(array.value.dtype, jnp.inexact):
+            array.value.delete()  # its dtype and sharding are left
         values[array.place] = _filled(what, value, partner.factor, array.value, problems)
     return values
+
+
+def _owned(fresh: Any, params: Any) -> set[int]:
+    """The fresh state's arrays with memory that nothing else uses, by their Python ids."""
+    places: dict[int, list[int]] = {}
+    for leaf in jax.tree.leaves((fresh, params)):
+        if isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 and leaf.is_fully_addressable:
+            places.setdefault(leaf.unsafe_buffer_pointer(), []).append(id(leaf))
+    alone = {ids[0] for ids in places.values() if len(ids) == 1}
+    return alone - {id(leaf) for leaf in jax.tree.leaves(params)}
 
 
 def _check_keys(

@@ -53,11 +53,11 @@ def torch_name(path: str) -> str:
     return ".".join([*modules, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
 
 
-def _name_of(names: Names, path: str) -> str | None:
+def name_of(names: Names, path: str) -> str | None:
     return names.get(path) if isinstance(names, Mapping) else names(path)
 
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
 
 
 class TorchParam(NamedTuple):
@@ -124,7 +124,7 @@ def torch_params(
         shapes[path] = np.shape(leaf)
         if (layout := given_layout(layouts, path, problems)) is not None:
             given[path] = layout
-        name = _name_of(names, path)
+        name = name_of(names, path)
         if name is None:
             problems.append(f"names has no name for {path}")
         elif not isinstance(name, str):
@@ -187,7 +187,7 @@ def torch_labels(
 
     def label(path: str, leaf: Any) -> str:
         del leaf
-        name = _name_of(names, path)
+        name = name_of(names, path)
         return group_of.get(name or "", f"none of {len(groups)}")
 
     return label
@@ -232,8 +232,8 @@ def import_params(
     """
     problems: list[str] = []
     paths = [path_text(keys) for keys, _ in leaves_with_path(params)]
-    wanted = {_name_of(names, path) for path in paths}
-    theirs = {name: None for name in state_dict if name in wanted or not name.endswith(_BUFFERS)}
+    wanted = {name_of(names, path) for path in paths}
+    theirs = {name: None for name in state_dict if name in wanted or not name.endswith(BUFFERS)}
     found = torch_params(params, names, layouts, [theirs], problems)
     lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if words(keys) not in found]
     problems += [f"PyTorch has nothing for {path}" for path in lacking]
@@ -274,7 +274,7 @@ def export_params(
     problems: list[str] = []
     leaves = leaves_with_path(params)
     paths = [path_text(keys) for keys, _ in leaves]
-    own = {_name_of(names, path): None for path in paths}
+    own = {name_of(names, path): None for path in paths}
     found = torch_params(params, names, layouts, [{name: None for name in own if name is not None}], problems)
     refuse("export_params: every parameter must have a unique name", problems)
     return {found[words(keys)].name: found[words(keys)].to_torch(leaf) for keys, leaf in leaves}

@@ -182,6 +182,24 @@ def line(links: Iterable[Link], groups: Groups = ()) -> Iterator[Link]:
             yield link
 
 
+def within(links: Iterable[Link], groups: Groups) -> Iterator[Link]:
+    """The links that the parameters of a group go through, in sequence, with everything that wraps them."""
+    for link in links:
+        wrapped = [slot for slot in link.slots.values() if slot.kind in ("around", "label")]
+        if groups and any(slot.kind == "group" for slot in link.slots.values()):
+            if groups[0] in link.slots:
+                yield from within(link.slots[groups[0]].links, groups[1:])
+        elif groups and wrapped and any(_has_groups(slot.links) for slot in wrapped):
+            for slot in wrapped:
+                yield from within(slot.links, groups)
+        else:
+            yield link
+
+
+def _has_groups(links: Iterable[Link]) -> bool:
+    return any(slot.kind == "group" or _has_groups(slot.links) for link in links for slot in link.slots.values())
+
+
 def sign_of(links: Iterable[Link]) -> int | None:
     """Whether an optimizer minimises, −1, or maximises, 1; `None` if that is unknown."""
     sign = 1

@@ -17,7 +17,7 @@ def as_numpy(what: str, value: Any, problems: list[str]) -> np.ndarray | None:
             problems.append(f"{what} must be an ordinary tensor of numbers, got {kind}")
             return None
         try:
-            value = _for_numpy(value.detach().cpu().resolve_conj().resolve_neg()).numpy()
+            value = _as_array(value.detach().cpu().resolve_conj().resolve_neg())
         except Exception as error:  # an unknown kind of tensor
             problems.append(f"{what} must be an ordinary tensor of numbers, got one that cannot be read ({error})")
             return None
@@ -26,12 +26,15 @@ def as_numpy(what: str, value: Any, problems: list[str]) -> np.ndarray | None:
     except Exception as error:  # such as lists of different lengths
         problems.append(f"{what} must be an array of numbers, got one that cannot be read ({error})")
         return None
-    if array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16, float8
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind not in "biufc" and not is_short(array.dtype):
         problems.append(f"{what} must be an array of numbers, got {_shown(value)}")
         return None
     return array
+
+
+def is_short(dtype: Any) -> bool:
+    """Whether numbers are bfloat16 or float8, which NumPy knows from JAX alone."""
+    return dtype.kind == "V" and jnp.issubdtype(dtype, jnp.floating)
 
 
 def _unreadable(tensor: Any) -> str | None:
@@ -44,12 +47,13 @@ def _unreadable(tensor: Any) -> str | None:
     return None if layout == "torch.strided" else f"one with the layout {layout}"
 
 
-def _for_numpy(tensor: Any) -> Any:
-    """The tensor in a dtype that NumPy supports."""
-    dtype = str(tensor.dtype)
-    if dtype == "torch.bfloat16" or dtype.startswith("torch.float8"):
-        return tensor.float()
-    return tensor.to(sys.modules["torch"].complex64) if dtype == "torch.complex32" else tensor
+def _as_array(tensor: Any) -> np.ndarray:
+    """The tensor's numbers as NumPy sees them, in the same memory if its dtype allows."""
+    torch, dtype = sys.modules["torch"], str(tensor.dtype).removeprefix("torch.")
+    if dtype == "bfloat16" or dtype.startswith("float8"):
+        bits = tensor.view(torch.uint16 if dtype == "bfloat16" else torch.uint8)
+        return bits.numpy().view(jnp.dtype(dtype))
+    return (tensor.to(torch.complex64) if dtype == "complex32" else tensor).numpy()
 
 
 def _shown(value: Any) -> str:
@@ -62,7 +66,7 @@ def as_moment(what: str, value: Any, problems: list[str]) -> np.ndarray | None:
     array = as_numpy(what, value, problems)
     if array is None:
         return None
-    if array.dtype.kind not in "fc":
+    if array.dtype.kind not in "fc" and not is_short(array.dtype):
         problems.append(f"{what} must be of floating-point numbers, got {array.dtype}")
         return None
     wrong = int(np.count_nonzero(~np.isfinite(array)))
@@ -80,10 +84,10 @@ def as_number(what: str, value: Any, problems: list[str]) -> float | None:
     array = as_numpy(what, value, problems)
     if array is None:
         return None
-    if array.dtype.kind not in "iuf" or array.size == 0:
+    if (array.dtype.kind not in "iuf" and not is_short(array.dtype)) or array.size == 0:
         problems.append(f"{what} must be a number, got {_shown(value)}")
         return None
-    different = np.unique(array)  # NaN counts once
+    different = np.unique(array.astype(np.float32) if is_short(array.dtype) else array)  # NaN counts once
     if different.size > 1:
         shown = ", ".join(f"{one:g}" for one in different[:3])
         problems.append(f"{what} must be one number, got an array of {different.size} different ones ({shown}, …)")

@@ -274,16 +274,26 @@ def test_another_optimizers_state_is_refused():
         import_state(optax.amsgrad(1e-3), walk.params(), optimizer.state_dict())
 
 
-def test_groups_must_correspond():
+def test_groups_need_not_match_one_to_one():
     walk = Walk()
-    optimizer = torch.optim.Adam([{"params": walk.named(*NAMES[:4])}, {"params": walk.named(*NAMES[4:])}])
+    groups = [{"params": walk.named(*NAMES[:4])}, {"params": walk.named(*NAMES[4:])}]
+    optimizer = torch.optim.Adam(groups)
     walk.step_torch(optimizer)
-    with pytest.raises(ValueError, match=r"the parameters of the chain are in several groups of PyTorch's, \[0, 1\]"):
-        import_state(adam(), walk.params(), optimizer.state_dict())
-    labels = {"params": {"conv": "a", "norm": "b", "fc": "c"}}
-    tx = param_groups(dict.fromkeys("abc", adam()), labels)
-    with pytest.raises(ValueError, match="the parameters of PyTorch's group 0 are in both a and b"):
-        import_state(tx, walk.params(), optimizer.state_dict())
+    state_dict = optimizer.state_dict()
+    apart = param_groups(dict.fromkeys("abc", adam()), {"params": {"conv": "a", "norm": "b", "fc": "c"}})
+    for tx in (adam(), apart):
+        state = import_state(tx, walk.params(), state_dict)
+        back = export_state(tx, walk.params(), state, torch.optim.Adam(groups))
+        for key, entry in back["state"].items():
+            for what, value in entry.items():
+                torch.testing.assert_close(value, state_dict["state"][key][what], check_dtype=False)
+    different = [{**groups[0], "lr": 0.1}, {**groups[1], "eps": 1e-3}]
+    with pytest.raises(ValueError, match=r"several groups of PyTorch's, \[0, 1\], with different eps, lr"):
+        import_state(adam(), walk.params(), torch.optim.Adam(different).state_dict())
+    mixed = param_groups({"a": adam(), "b": adam(0.1), "c": adam()}, {"params": {"conv": "a", "norm": "b", "fc": "c"}})
+    state = mixed.init(walk.params())
+    with pytest.raises(ValueError, match="group 0 are in both a and b, whose chains differ"):
+        export_state(mixed, walk.params(), state, torch.optim.Adam(groups))
 
 
 def test_export_checks_what_pytorch_does_not():
