@@ -155,7 +155,7 @@ def test_a_schedule_goes_on_as_pytorch_does(name, data):
             assert TorchSchedule.from_spec(json.loads(json.dumps(lr.spec()))) == lr
             assert hash(pickle.loads(pickle.dumps(lr))) == hash(lr)
         at = np.arange(start)
-        np.testing.assert_array_equal(cloudpickle.loads(cloudpickle.dumps(lr))(at), np.full(start, lr.now))
+        assert np.isnan(cloudpickle.loads(cloudpickle.dumps(lr))(at)).all()
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -166,6 +166,8 @@ def test_traced_steps_give_what_integers_give(name):
     (lr, _), _ = schedule_from_torch(scheduler)
     at = np.arange(0, 150)
     expected = np.asarray([lr(int(step)) for step in at])
+    assert np.isnan(expected[:3]).all()
+    at, expected = at[3:], expected[3:]
     assert_equal(jax.jit(jax.vmap(lr))(jnp.asarray(at)), expected)
     assert_equal(jax.lax.scan(lambda _, step: (None, lr(step)), None, jnp.asarray(at))[1], expected)
     with jax.enable_x64(False):
@@ -305,11 +307,10 @@ def test_schedulers_may_take_turns(start):
 
 def test_a_cosine_loses_the_digits_that_pytorch_loses():
     theirs = optimizer()
-    scheduler = lr_scheduler.CosineAnnealingLR(theirs, 1000)
-    made = assert_follows(theirs, scheduler, 0, 4200)
-    exact = RATES[0] * (1 + math.cos(math.pi * 2000 / 1000)) / 2
-    # T² · 1e-16 of rounding per restart, which the closed form does not have.
-    assert abs(made[0].lr(2000) - exact) > TOLERANCE
+    scheduler = lr_scheduler.CosineAnnealingLR(theirs, 1205)
+    made = assert_follows(theirs, scheduler, 0, 4900)
+    # At the restart PyTorch divides by a difference of nearly equal numbers, of about 1 / T²; the closed form does not.
+    assert abs(made[0].lr(2410) / RATES[0] - 1) > 1e-11
 
 
 def test_last_epoch_may_be_set_by_hand():
