@@ -132,7 +132,8 @@ def scale_by_plateau(
         `torch.optim.lr_scheduler.ReduceLROnPlateau`.
     """
     patience, cooldown = (
-        whole_number(f"scale_by_plateau: {name}", value) for name, value in (("patience", patience), ("cooldown", cooldown))
+        whole_number(f"scale_by_plateau: {name}", value)
+        for name, value in (("patience", patience), ("cooldown", cooldown))
     )
     if whole_number("scale_by_plateau: steps_per_epoch", steps_per_epoch) < 1:
         raise ValueError(f"scale_by_plateau: steps_per_epoch must be an integer of at least 1, got {steps_per_epoch!r}")

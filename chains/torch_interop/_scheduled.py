@@ -126,12 +126,23 @@ def _check_momentum(
         )
 
 
-def _stopped(plateau: Told, index: int, steps_per_epoch: int, offset: int | None, problems: list[str]) -> dict[str, Any]:
+def _stopped(
+    plateau: Told, index: int, steps_per_epoch: int, offset: int | None, problems: list[str]
+) -> dict[str, Any]:
     """The arguments of `scale_by_plateau` for one group."""
     state = plateau.state
     numbers = {
         key: as_number(f"{key} of {PLATEAU}", state[key], problems)
-        for key in ("factor", "patience", "threshold", "cooldown", "eps", "num_bad_epochs", "cooldown_counter", "last_epoch")
+        for key in (
+            "factor",
+            "patience",
+            "threshold",
+            "cooldown",
+            "eps",
+            "num_bad_epochs",
+            "cooldown_counter",
+            "last_epoch",
+        )
     }
     least = state["min_lrs"]
     min_lr = least[index] if isinstance(least, list | tuple) and len(least) > index else None

@@ -161,7 +161,9 @@ def _form(spec: Any) -> Form:
         elif isinstance(value, int | float | str):
             fields[name] = value
         else:
-            raise ValueError(f"TorchSchedule.from_spec: {name} must be a number, a string or a list, got {value!r}"[:300])
+            raise ValueError(
+                f"TorchSchedule.from_spec: {name} must be a number, a string or a list, got {value!r}"[:300]
+            )
     return kind(**fields)
 
 
@@ -261,7 +263,9 @@ def raise_all(where: str, problems: Sequence[str]) -> None:
     """Raises one error with all problems."""
     if problems:
         every = dict.fromkeys(problems)
-        raise ValueError(f"{where}: scheduler must be one of PyTorch's, whole:" + "".join(f"\n  {one}" for one in every))
+        raise ValueError(
+            f"{where}: scheduler must be one of PyTorch's, whole:" + "".join(f"\n  {one}" for one in every)
+        )
 
 
 def checked_clock(where: str, steps_per_epoch: Any, offset: Any, total_steps: Any) -> None:
@@ -309,9 +313,13 @@ def schedules(
     """The schedules of all groups, of schedulers that step one after another."""
     whole = found[0] if len(found) == 1 else Told("ChainedScheduler", {}, tuple(found))
     if milestones is not None:
-        whole = Told(TURNS, {"last_epoch": sum(one.last_epoch for one in found), "_milestones": milestones}, tuple(found))
+        whole = Told(
+            TURNS, {"last_epoch": sum(one.last_epoch for one in found), "_milestones": milestones}, tuple(found)
+        )
     running = _running(whole)
-    problems += [f"{one.name} has not begun: its last_epoch is {one.last_epoch}" for one in running if one.last_epoch < 0]
+    problems += [
+        f"{one.name} has not begun: its last_epoch is {one.last_epoch}" for one in running if one.last_epoch < 0
+    ]
     count = len(groups) if groups is not None else _group_count(whole)
     sizes = {len(one.state["base_lrs"]) for one in every(whole) if isinstance(one.state.get("base_lrs"), list | tuple)}
     if sizes - {count}:
@@ -321,7 +329,9 @@ def schedules(
         problems.append(f"lambdas must be one or {count}, for the groups, got {len(functions)}")
         return []
     if count == 0:
-        problems.append("groups must be the optimizer's param_groups, because the scheduler does not know them, got none")
+        problems.append(
+            "groups must be the optimizer's param_groups, because the scheduler does not know them, got none"
+        )
     made: list[GroupSchedules] = []
     for index in range(count):
         group = None if groups is None else groups[index]

@@ -86,7 +86,9 @@ share = st.floats(0.05, 1.0)
 FORMS = {
     "StepLR": st.builds(lambda size, gamma: lambda o: lr_scheduler.StepLR(o, size, gamma), whole, share),
     "MultiStepLR": st.builds(
-        lambda at, gamma: lambda o: lr_scheduler.MultiStepLR(o, at, gamma), st.lists(st.integers(0, 40), max_size=5), share
+        lambda at, gamma: lambda o: lr_scheduler.MultiStepLR(o, at, gamma),
+        st.lists(st.integers(0, 40), max_size=5),
+        share,
     ),
     "ConstantLR": st.builds(lambda factor, end: lambda o: lr_scheduler.ConstantLR(o, factor, end), share, whole),
     "LinearLR": st.builds(
@@ -106,8 +108,10 @@ FORMS = {
         st.floats(0, 0.02),
     ),
     "CyclicLR": st.builds(
-        lambda up, down, mode, gamma, cycled: lambda o: lr_scheduler.CyclicLR(
-            o, [0.01, 0.02], 0.2, up, down, mode=mode, gamma=gamma, cycle_momentum=cycled
+        lambda up, down, mode, gamma, cycled: (
+            lambda o: lr_scheduler.CyclicLR(
+                o, [0.01, 0.02], 0.2, up, down, mode=mode, gamma=gamma, cycle_momentum=cycled
+            )
         ),
         whole,
         st.none() | whole,
@@ -116,8 +120,10 @@ FORMS = {
         st.booleans(),
     ),
     "OneCycleLR": st.builds(
-        lambda start, anneal, cycled, three: lambda o: lr_scheduler.OneCycleLR(
-            o, [0.3, 0.2], 160, pct_start=start, anneal_strategy=anneal, cycle_momentum=cycled, three_phase=three
+        lambda start, anneal, cycled, three: (
+            lambda o: lr_scheduler.OneCycleLR(
+                o, [0.3, 0.2], 160, pct_start=start, anneal_strategy=anneal, cycle_momentum=cycled, three_phase=three
+            )
         ),
         st.floats(0.1, 0.45),
         st.sampled_from(["cos", "linear"]),
