@@ -62,7 +62,8 @@ def bias_correction(decay: ProperFraction, *, behind_ratio: bool = False) -> opt
     Differences:
         PyTorch divides the root of the second moment by √(1 − β2^t), which is the same; TensorFlow folds both
         corrections into the learning rate, which changes the meaning of ε: it amounts to moving the second correction
-        after the ratio. Where β changes, PyTorch and Optax divide by 1 − β_t^t, which is not the weight of the average.
+        after the ratio. Where β changes, PyTorch and Optax divide by 1 − β_t^t, which is not the weight of the average;
+        `power_bias_correction` does that.
 
     Example:
         >>> import jax.numpy as jnp, optax

@@ -26,7 +26,7 @@ def export_plateau(tx: optax.GradientTransformation, state: Any) -> dict[str, An
         keeps everything else. PyTorch keeps the rates in the optimizer: set each group's `lr` from `_last_lr`.
 
     Raises:
-        ValueError: If the chain has no `scale_by_plateau`, or groups whose plateaus differ, for which PyTorch has only
+        ValueError: If the chain has no `scale_by_plateau`, one whose learning rate is live, or groups whose plateaus differ, for which PyTorch has only
             one scheduler; or if its state is that of another chain.
 
     Example:
@@ -47,6 +47,11 @@ def export_plateau(tx: optax.GradientTransformation, state: Any) -> dict[str, An
 
     def note(site: Any, own: Any) -> Any:
         if site.link.name == "scale_by_plateau":
+            if site.is_live is True or (site.is_live and (site.link, "learning_rate") in site.is_live):
+                raise ValueError(
+                    "export_plateau: tx must not have a learning rate that is live, because what it has been set to is "
+                    f"unknown here, got {site.link!r}"
+                )
             found.append((site.link, own))
         return own
 

@@ -11,7 +11,7 @@ from ..algebra._chain import Chain
 from ..algebra._structure import parts
 from ._read_scheduler import PLATEAU, Told
 from ._scheduler_forms import Chained, Form
-from ._schedules import GroupSchedules, TorchSchedule, checked_clock, raise_all, read_schedulers, schedules
+from ._schedules import GroupSchedules, TorchSchedule, checked_clock, groups_of, raise_all, read_schedulers, schedules
 from ._tensors import as_number
 
 _WITHOUT = {
@@ -52,6 +52,7 @@ class Plan(NamedTuple):
 def plans(
     name: str,
     groups: Sequence[Mapping[str, Any]],
+    is_live: bool,
     scheduler: Any,
     steps_per_epoch: int | Sequence[int],
     offset: int | None,
@@ -63,6 +64,9 @@ def plans(
     where = "from_torch"
     problems: list[str] = [f"{name} has no schedule: {_WITHOUT[name]}"] if name in _WITHOUT else []
     found = read_schedulers(scheduler, problems)
+    theirs = groups_of(scheduler)
+    if is_live and theirs is not None and theirs is not groups:
+        problems.append("the schedulers must be those of the optimizer, got those of another one")
     raise_all(where, problems)
     clocks = list(steps_per_epoch) if isinstance(steps_per_epoch, Sequence) else [steps_per_epoch] * len(found)
     for clock in clocks:
@@ -203,6 +207,5 @@ _CLOCK = ("steps_per_epoch", "offset")
 def _clock(last_epoch: int, steps_per_epoch: int, offset: int | None) -> str:
     first = last_epoch * steps_per_epoch + (offset or 0)
     each = "every step" if steps_per_epoch == 1 else f"every {steps_per_epoch} steps"
-    return (
-        f"{last_epoch} steps taken, one for {each} of the optimizer: its step {first} comes next or is the last begun"
-    )
+    fits = f"{first}" if steps_per_epoch == 1 else f"{first} to {first + steps_per_epoch - 1}"
+    return f"{last_epoch} steps taken, one for {each} of the optimizer, which has taken {fits}"

@@ -225,7 +225,7 @@ class PolynomialLR(Scaling):
         """The quotient of two points on the curve, up to its end."""
         end = math.floor(self.total_iters)
         has_ended = self.epoch + m >= end
-        old, new = (1 - xp.minimum(xp.asarray(self.epoch + one, float), end) / self.total_iters for one in (m, n))
+        old, new = (self.total_iters - xp.minimum(xp.asarray(self.epoch + one, float), end) for one in (m, n))
         return xp.where(has_ended, 1.0, (new / xp.where(has_ended, 1.0, old)) ** self.power)
 
 

@@ -56,8 +56,8 @@ class TorchSchedule:
         """The value at a step, counted from 0: a float for an integer, an array for an array, traced or not."""
         xp = jnp if isinstance(step, jax.Array) else np
         step = xp.asarray(step, int)
-        epoch = (step - (self.offset or 0)) // self.steps_per_epoch
-        value = self.form.after(xp.maximum(epoch - self.last_epoch, 0), self.now, xp)
+        ahead = (step - (self.offset or 0)) // self.steps_per_epoch - self.last_epoch
+        value = xp.where(ahead < 0, math.nan, self.form.after(xp.maximum(ahead, 0), self.now, xp))
         return float(value) if xp is np and step.ndim == 0 else xp.asarray(value, float)
 
     def spec(self) -> dict[str, Any]:
@@ -193,8 +193,8 @@ def schedule_from_torch(
 
     PyTorch's schedulers mostly change the learning rate that they find, step by step. So the schedules start from the
     present rate and the scheduler's present counters, and follow PyTorch's recursion from there, also if the rate or
-    `last_epoch` were set by hand, or if several schedulers act on one optimizer. Before the present step they keep the
-    present value.
+    `last_epoch` were set by hand, or if several schedulers act on one optimizer. Before the present step they are NaN:
+    what the rate was then is not known, and an optimizer that starts from step 0 by mistake should not go unnoticed.
 
     At step s of the optimizer, counted from 0, the scheduler is in epoch ⌊(s − offset) / steps_per_epoch⌋.
 
@@ -208,7 +208,8 @@ def schedule_from_torch(
             there.
         steps_per_epoch: How many steps of the optimizer come before each step of the scheduler, at least 1.
         offset: How many steps of the optimizer came before the scheduler's clock began; negative if the optimizer has
-            skipped steps (`GradScaler`) while the scheduler went on. With `None` it is 0, and `import_state` refuses a
+            skipped steps (`GradScaler`) while the scheduler went on, or if a new optimizer starts in the middle of the
+            schedule. With `None` it is 0, and `import_state` refuses a
             state whose step does not fit the scheduler's `last_epoch`.
         total_steps: The steps of the whole run, counted from 0. Only needed where there is no formula: for Python
             functions that JAX cannot trace (LambdaLR, a `scale_fn`), for MultiplicativeLR, and for a ChainedScheduler
@@ -320,6 +321,9 @@ def schedules(
         f"{one.name} has not begun: its last_epoch is {one.last_epoch}" for one in running if one.last_epoch < 0
     ]
     count = len(groups) if groups is not None else _group_count(whole)
+    sizes = {len(one.state["base_lrs"]) for one in every(whole) if isinstance(one.state.get("base_lrs"), list | tuple)}
+    if sizes - {count}:
+        problems.append(f"the scheduler has {max(sizes - {count})} groups, but the optimizer {count}")
     functions = list(lambdas) if isinstance(lambdas, Sequence) else [lambdas] * count
     if len(functions) != count:
         problems.append(f"lambdas must be one or {count}, for the groups, got {len(functions)}")

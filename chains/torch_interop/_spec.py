@@ -251,7 +251,7 @@ def from_torch(
         if learning_rate is not None:
             raise ValueError("from_torch: learning_rate must not be given with schedulers, which set it")
         clock = steps_per_epoch, offset, total_steps, lambdas, milestones
-        every = plans(name, groups, schedulers, *clock)
+        every = plans(name, groups, hasattr(optimizer, "param_groups"), schedulers, *clock)
         if report is not None:
             report(scheduler_report(name, groups, every))
         chains = [
