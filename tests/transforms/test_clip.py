@@ -170,5 +170,7 @@ def test_the_kind_of_norm_must_be_a_number(norm_type):
 
 @pytest.mark.parametrize("clip", [clip_grad_norm, clip_grad_value])
 def test_the_limit_must_not_be_negative(clip):
-    with pytest.raises(ValueError, match=rf"^{clip.__name__}: \w+ must be a number in \[0, inf\] or a schedule, got -1"):
+    with pytest.raises(
+        ValueError, match=rf"^{clip.__name__}: \w+ must be a number in \[0, inf\] or a schedule, got -1"
+    ):
         clip(-1)
