@@ -17,7 +17,7 @@ from ..algebra._structure import StateArray, param_text, state_arrays
 from ..running._averaged_weights import average_called, averaged_weights, averages_of
 from ._check_file import TorchFile
 from ._layouts import Layout
-from ._names import Names, import_params, export_params, torch_name
+from ._names import Names, export_params, import_params, torch_name
 from ._reference import Reference
 from ._tensors import as_steps
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import adamw, averaged_weights, chain, live, param_groups, sgd
+from linkax.chains import adamw, averaged_weights, chain, live, param_groups
 from linkax.chains.torch_interop import export_averages, export_state, from_torch, import_params, import_state
 from linkax.transforms import average_weights
 
@@ -92,6 +92,10 @@ def adamw_there(named):
     return torch.optim.AdamW(named, lr=1e-2)
 
 
+def moving(model):
+    return swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
+
+
 def warm(n):
     return jnp.minimum(0.99, (1 + n) / (10 + n))
 
@@ -144,9 +148,7 @@ def test_averages_go_on_there_and_back(case):
 
 
 def test_averages_of_wrapped_and_grouped_chains_are_imported():
-    run = Run(
-        adamw_there, lambda model: swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
-    )
+    run = Run(adamw_there, moving)
     for _ in range(BEFORE):
         run.step()
     params, (optimizer_file, averages) = run.params(), run.files()
@@ -163,9 +165,7 @@ def test_averages_of_wrapped_and_grouped_chains_are_imported():
 
 
 def test_two_averages_are_imported_by_name():
-    run = Run(
-        adamw_there, lambda model: swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
-    )
+    run = Run(adamw_there, moving)
     other = swa_utils.AveragedModel(run.model)
     for _ in range(BEFORE):
         run.step()
