@@ -133,7 +133,9 @@ def average_weights(
             return step(old, like(_next(w, u), old))
 
         # Without a gradient, a parameter stays as it is.
-        full = jax.tree.map(lambda u, w: jnp.zeros_like(w) if u is None else u, updates, params, is_leaf=_is_none)
+        full = jax.tree.map(
+            lambda u, w: jnp.zeros_like(w) if u is None and w is not None else u, updates, params, is_leaf=_is_none
+        )
         found = map_state(averaged, full, state.average, params)
         return updates, AverageWeightsState(count, jnp.where(is_due, increment(n), n), found)
 

@@ -28,8 +28,8 @@ _R = TypeVar("_R")
 class Interval:
     """A range of real numbers, written as mathematicians do: "[0, 1)" holds 0 but not 1.
 
-    With `schedule`, a function of the step count may take the number's place; with `own_count` as well, it is a function
-    of a count of the link's own, which the link itself calls. With `constant`, the number is read only once.
+    With `schedule`, a function of the step count may take the number's place; with `own_count` as well, it is one of a
+    count of the link's own, and the link itself calls it. With `constant`, the number is read only once.
     """
 
     text: str

@@ -37,10 +37,10 @@ def clip_grad_norm(
     g ← g · min(1, max_norm / (n + 10⁻⁶)), where n is the norm of the norms of the single arrays. The norm of the last
     gradient is in the state: `optax.tree.get(state, "norm")`, what `clip_grad_norm_` returns in PyTorch.
 
-    Put it in front, `chain(clip_grad_norm(1.0), tx)`, to clip the gradient itself, as PyTorch does; behind
+    Put it in front, `chain(clip_grad_norm(1.0), tx)`, to clip the gradient itself, as PyTorch does; after
     `add_l2_to_grad` it clips the sum of both. In front of `param_groups` it takes the norm of all parameters, in a
-    group's chain that of the group, and around or inside of `optax.MultiSteps` that of the single gradients or of their
-    mean. Gradients that are sharded with `jax.jit` are whole to it; inside `jax.shard_map` it takes the norm of a shard.
+    group's chain that of the group. In front of `optax.MultiSteps` it takes the norm of each gradient, inside that of
+    their mean. Under `jax.jit`, sharded gradients have the norm of the whole; inside `jax.shard_map`, that of a shard.
 
     Args:
         max_norm: The limit, at least 0; infinity to measure the norm only; or a schedule of it.
@@ -50,8 +50,8 @@ def clip_grad_norm(
         error_if_nonfinite: Whether to raise if the norm is infinite or NaN, before anything is changed. A compiled
             function cannot raise by itself: the check is one of `jax.experimental.checkify`, so wrap the step in
             `checkify.checkify(step)` or `chex.chexify(step)`. JAX refuses to compile a step with an unwrapped check.
-            Without it, an infinite norm turns finite elements into 0 and infinite ones into NaN, and NaN everything into
-            NaN; `optax.apply_if_finite` skips such steps.
+            Without it, as in PyTorch, an infinite norm turns finite elements into 0 and infinite ones into NaN, and NaN
+            turns everything into NaN; `optax.apply_if_finite` skips such steps.
 
     Returns:
         A link at the place `"gradient"` with state `ClipGradNormState(norm)`. The norm is computed in the widest dtype

@@ -231,7 +231,7 @@ class Link(optax.GradientTransformationExtraArgs):
     @property
     def is_observer(self) -> bool:
         """Whether it leaves the updates unchanged, and must see them as they reach the parameters."""
-        return self._declared.is_observer
+        return self._declared.is_observer or (bool(self.around) and all(inner.is_observer for inner in self.around))
 
     @functools.cached_property
     def holds_observer(self) -> bool:
@@ -740,8 +740,7 @@ def link(
             numbers = tuple(
                 name
                 for name in arguments.numbers
-                if hyperparams[name] is not None
-                and not (name in arguments.own_counts and callable(hyperparams[name]))
+                if hyperparams[name] is not None and not (name in arguments.own_counts and callable(hyperparams[name]))
             )
             schedules = [name for name in numbers if callable(hyperparams[name])]
             if schedules:

@@ -56,8 +56,8 @@ def _check_order(earlier: Link, later: Link) -> None:
         )
     if earlier.holds_observer and not later.is_identity and not later.is_observer:
         raise ValueError(
-            f"chain: {earlier.name} must come after every link that changes the updates, because the new parameters are "
-            f"computed from them in it, got {later.name} after it; put that before it"
+            f"chain: {earlier.name} must come after every link that changes the updates, because it averages the "
+            f"parameters that they lead to, got {later.name} after it; put that before it"
         )
     before, after = rank(earlier), rank(later)
     if before is None or after is None:

@@ -1,5 +1,6 @@
 """ASGD: gradient descent with a decaying rate, and the average of the parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 from linkax.transforms import (
@@ -78,4 +79,7 @@ def asgd(
 
 def _one_more(start: Any) -> Any:
     """PyTorch's first average is that of the parameters after step `start` + 2."""
-    return (lambda count: start(count) + 1) if callable(start) else start + 1
+    if callable(start):
+        schedule: Callable[[Any], Any] = start
+        return lambda count: schedule(count) + 1
+    return start + 1

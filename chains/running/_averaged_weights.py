@@ -78,18 +78,20 @@ class Average(NamedTuple):
 def averages_of(arrays: Iterable[StateArray]) -> dict[str, dict[tuple[str, ...], Average]]:
     """The averages in a state, by the names of their links, and for each by the words of the parameters' paths."""
     arrays = list(arrays)
-    numbers = {(array.site.groups, array.site.name, array.field_words): array for array in arrays if not array.is_moment}
+    numbers = {
+        (array.site.groups, array.site.name, array.field_words): array for array in arrays if not array.is_moment
+    }
     found: dict[str, dict[tuple[str, ...], Average]] = {}
     for array in arrays:
+        if any(isinstance(field, Averages) for field in array.site.link.fields.values()):
+            found.setdefault(array.site.name, {})  # also for a tree without parameters
         if isinstance(array.field, Averages) and array.param is not None:
             number = numbers[array.site.groups, array.site.name, (array.field.number,)]
-            found.setdefault(array.site.name, {})[array.param] = Average(array, number)
+            found[array.site.name][array.param] = Average(array, number)
     return found
 
 
-def average_called(
-    where: str, name: str | None, arrays: Iterable[StateArray]
-) -> dict[tuple[str, ...], Average]:
+def average_called(where: str, name: str | None, arrays: Iterable[StateArray]) -> dict[tuple[str, ...], Average]:
     """The average of that name, or the only one; raises if there is none."""
     every = averages_of(arrays)
     if name in every:

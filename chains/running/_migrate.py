@@ -524,9 +524,7 @@ def _begins_anew(array: StateArray, new: Iterable[StateArray], kept: Container[A
     """Whether it counts for moments that all restart: those of its own link, or those that it corrects."""
     if not isinstance(array.field, Gathered | Count):
         return False
-    group = [
-        other for other in new if isinstance(other.field, Moment) and other.site.groups == array.site.groups
-    ]
+    group = [other for other in new if isinstance(other.field, Moment) and other.site.groups == array.site.groups]
     moments = [other for other in group if other.site == array.site and not array.site.link.slots]
     if isinstance(array.field, Gathered) and not moments:
         moments = [other for other in group if other.has_slot_of(array)]

@@ -83,7 +83,9 @@ def _wide(leaf: Any) -> Any:
 def _by_link(averages: Any, links: list[str], problems: list[str]) -> dict[str, Mapping[str, Any]]:
     """The state_dicts by the names of the links."""
     if not isinstance(averages, Mapping):
-        problems.append(f"averages must be the state_dict() of PyTorch's AveragedModel, got a {type(averages).__name__}")
+        problems.append(
+            f"averages must be the state_dict() of PyTorch's AveragedModel, got a {type(averages).__name__}"
+        )
         return {}
     if not all(isinstance(one, Mapping) for one in averages.values()) or not averages:
         averages = {links[0]: averages} if len(links) == 1 else {"": averages}
@@ -106,7 +108,9 @@ def _read(
     before = len(problems)
     number = None
     if _NUMBER not in state_dict:
-        hint = "" if any(str(key).startswith(_MODULE) for key in state_dict) else ": give that of the AveragedModel itself"
+        hint = (
+            "" if any(str(key).startswith(_MODULE) for key in state_dict) else ": give that of the AveragedModel itself"
+        )
         problems.append(f"{what} must have {_NUMBER}, as the state_dict() of PyTorch's AveragedModel has{hint}")
     else:
         number = as_steps(f"{_NUMBER} in {what}", state_dict[_NUMBER], problems)

@@ -76,8 +76,8 @@ def import_state(
 
     Warns:
         UserWarning: If the file has a different learning rate or weight decay from the chain; if a kernel's layout was
-            left to the default while that of similar ones was not; if an array restarts because its meaning is unknown, or
-            an average because `averages` is not given.
+            left to the default while that of similar ones was not; if an array restarts because its meaning is unknown,
+            or an average because `averages` is not given.
 
     Differences:
         PyTorch's `load_state_dict` takes the hyperparameters from the file, and matches parameters by their order.

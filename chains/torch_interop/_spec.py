@@ -40,7 +40,7 @@ from ._scheduled import report as scheduler_report
 def _asgd_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """ASGD's arguments with our names: PyTorch's `lambd` is a weight decay and, times the rate, the decay of that."""
     lambd = given.pop("lambd", 1e-4)
-    if given.get("t0", 0) % 1:
+    if isinstance(given.get("t0"), float) and given["t0"] % 1:
         raise ValueError(f"from_torch: t0 must be a whole number of steps, got {given['t0']}")
     renamed = {"alpha": "power", "t0": "start"}
     return {renamed.get(key, key): value for key, value in given.items()} | {

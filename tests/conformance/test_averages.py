@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import adamw, averaged_weights, chain, live, param_groups, sgd
+from linkax.chains import adamw, averaged_weights, chain, live, param_groups
 from linkax.chains.torch_interop import export_averages, export_state, from_torch, import_params, import_state
 from linkax.transforms import average_weights
 
@@ -92,6 +92,10 @@ def adamw_there(named):
     return torch.optim.AdamW(named, lr=1e-2)
 
 
+def moving(model):
+    return swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
+
+
 def warm(n):
     return jnp.minimum(0.99, (1 + n) / (10 + n))
 
@@ -106,7 +110,13 @@ CASES = {
     "EMA, one by one": (adamw_there, {"avg_fn": swa_utils.get_ema_avg_fn(0.9)}, 0, 1, {"decay": 0.9}),
     "EMA, warmed up": (adamw_there, {"avg_fn": warm_there}, 0, 1, {"decay": warm}),
     "SWA": (lambda named: torch.optim.SGD(named, lr=0.05, momentum=0.9), {}, 8, 4, {}),
-    "SWA, one by one": (lambda named: torch.optim.SGD(named, lr=0.05), {"avg_fn": swa_utils.get_swa_avg_fn()}, 0, 1, {}),
+    "SWA, one by one": (
+        lambda named: torch.optim.SGD(named, lr=0.05),
+        {"avg_fn": swa_utils.get_swa_avg_fn()},
+        0,
+        1,
+        {},
+    ),
 }
 
 
@@ -138,7 +148,7 @@ def test_averages_go_on_there_and_back(case):
 
 
 def test_averages_of_wrapped_and_grouped_chains_are_imported():
-    run = Run(adamw_there, lambda model: swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9)))
+    run = Run(adamw_there, moving)
     for _ in range(BEFORE):
         run.step()
     params, (optimizer_file, averages) = run.params(), run.files()
@@ -155,7 +165,7 @@ def test_averages_of_wrapped_and_grouped_chains_are_imported():
 
 
 def test_two_averages_are_imported_by_name():
-    run = Run(adamw_there, lambda model: swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9)))
+    run = Run(adamw_there, moving)
     other = swa_utils.AveragedModel(run.model)
     for _ in range(BEFORE):
         run.step()
@@ -168,7 +178,9 @@ def test_two_averages_are_imported_by_name():
     state = import_state(tx, params, optimizer_file, averages=both)
     assert_same(averaged_weights(tx, state, params, "average_weights"), run.averaged.module)
     assert_same(averaged_weights(tx, state, params, "average_weights (2)"), other.module)
-    with pytest.raises(ValueError, match=r"^export_averages: name must be .*; there is average_weights, average_weights"):
+    with pytest.raises(
+        ValueError, match=r"^export_averages: name must be .*; there is average_weights, average_weights"
+    ):
         export_averages(tx, params, state)
 
 
@@ -188,5 +200,7 @@ def test_an_average_that_restarts_is_told_and_one_without_a_place_refused():
         {**optimizer_file["param_groups"][0], "params": indices, "param_names": NAMES[indices[0] : indices[-1] + 1]}
         for indices in ([0, 1], [2, 3, 4, 5])
     ]
-    with pytest.warns(UserWarning, match="keeps no average of params/fc/bias, params/fc/kernel, params/norm/bias, .* left out"):
+    with pytest.warns(
+        UserWarning, match="keeps no average of params/fc/bias, params/fc/kernel, params/norm/bias, .* left out"
+    ):
         import_state(frozen, params, optimizer_file, averages=averages)

@@ -17,8 +17,8 @@ def torch_walk(
 ) -> dict[str, np.ndarray]:
     """The parameters after every step of `torch.optim.<name>(**arguments)` along the stream, stacked.
 
-    `nudge` seeds a generator that moves every weight up or down by one rounding after each step. `clip` is run before each
-    step, with the parameters as `w`.
+    `nudge` seeds a generator that moves every weight up or down by one rounding after each step. `clip` is run before
+    each step, with the parameters as `w`.
     """
     rng = None if nudge is None else np.random.default_rng(nudge)
     default = torch.get_default_dtype()

@@ -21,6 +21,7 @@ from linkax.chains import (
     param_groups,
     precise_weights,
     sgd,
+    stored,
 )
 from linkax.transforms import average_weights, decoupled_weight_decay, scale_by_learning_rate
 
@@ -90,6 +91,9 @@ def test_a_parameter_without_a_gradient_is_averaged_as_it_is():
     moved = {**PARAMS, "b": jnp.array(5.0)}  # by something else
     _, state = tx.update({"a": STEP["a"], "b": None}, state, moved)
     assert float(averaged_weights(tx, state, moved)["b"]) == 4
+    nothing = {"a": None, "b": optax.MaskedNode(), "c": {}}
+    _, state = tx.update(nothing, tx.init(nothing), nothing)
+    assert averaged_weights(tx, state, nothing) == nothing
 
 
 def test_averages_of_narrow_parameters_are_float32():
@@ -164,6 +168,7 @@ def test_links_go_before_it_and_averages_stand_next_to_each_other():
     tx = chain(sgd(1.0), average_weights()).add(decoupled_weight_decay(0.1, multiplied_by="nothing"))
     assert [link.name for link in tx.links][1:] == ["decoupled_weight_decay", "average_weights"]
     two = chain(sgd(1.0), average_weights(), average_weights(0.5))
+    assert chain(two, stored(average_weights(), "bfloat16")).links[-1].is_observer
     params, state = run(two, 3)
     with pytest.raises(ValueError, match=r"got None; there is average_weights, average_weights \(2\)$"):
         averaged_weights(two, state, params)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from linkax.chains import adam, asgd, averaged_weights, chain, param_groups, precise_weights
-from linkax.chains.torch_interop import export_averages, import_state
+from linkax.chains.torch_interop import export_averages, from_torch, import_state
 from linkax.transforms import average_weights
 
 PARAMS = {"params": {"fc": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}}
@@ -33,7 +33,10 @@ BROKEN = {
     "a weight less": (without("module.fc.bias"), ["PyTorch has nothing for params/fc/bias"]),
     "a weight more": (without(**{"module.up.weight": np.ones(2)}), ["PyTorch has up.weight, but no parameter"]),
     "a shape": (without(**{"module.fc.bias": np.zeros(4)}), ["fc.bias has the shape (4,)"]),
-    "a NaN": (without(**{"module.fc.bias": np.full(3, np.nan)}), ["finite, got infinity or NaN in that of params/fc/bias"]),
+    "a NaN": (
+        without(**{"module.fc.bias": np.full(3, np.nan)}),
+        ["finite, got infinity or NaN in that of params/fc/bias"],
+    ),
     "text": (without(**{"module.fc.bias": "zeros"}), ["fc.bias must be an array of numbers, got 'zeros'"]),
     "a negative count": (without(n_averaged=-1), ["n_averaged in averages must be an integer number of steps from 0"]),
     "half a count": (without(n_averaged=0.5), ["n_averaged in averages must be an integer number of steps from 0"]),
@@ -56,7 +59,9 @@ def test_broken_averages_are_refused(name):
 def test_averages_are_imported_and_exported():
     state = import_state(TX, PARAMS, FILE, averages=GOOD)
     assert (int(state[-1].n_averaged), int(state[-1].count)) == (5, 7)
-    np.testing.assert_array_equal(averaged_weights(TX, state, PARAMS)["params"]["fc"]["kernel"], GOOD["module.fc.weight"].T)
+    np.testing.assert_array_equal(
+        averaged_weights(TX, state, PARAMS)["params"]["fc"]["kernel"], GOOD["module.fc.weight"].T
+    )
     back = export_averages(TX, PARAMS, state)
     assert back.keys() == GOOD.keys()
     for key, value in GOOD.items():
@@ -84,8 +89,15 @@ def test_asgds_average_is_in_its_own_file():
         import_state(tx, PARAMS, file, averages=GOOD)
 
 
+def test_asgds_start_is_a_whole_number_of_steps():
+    with pytest.raises(ValueError, match="^from_torch: t0 must be a whole number of steps, got 2.5"):
+        from_torch(("ASGD", {"t0": 2.5}))
+
+
 def test_groups_that_averaged_different_numbers_of_weights_are_not_exported():
-    groups = param_groups({"a": TX, "b": chain(adam(), average_weights(0.9, start=3))}, lambda path, w: "a" if "bias" in path else "b")
+    groups = param_groups(
+        {"a": TX, "b": chain(adam(), average_weights(0.9, start=3))}, lambda path, w: "a" if "bias" in path else "b"
+    )
     state = groups.init(PARAMS)
     _, state = groups.update(PARAMS, state, PARAMS)
     with pytest.raises(ValueError, match="^export_averages: state must have averaged the same number .* got "):
