@@ -1,6 +1,8 @@
 """Checkpoints from a shell: `python -m linkax.chains.torch_interop inspect PATH` and `... convert PATH OUT`."""
 
 import argparse
+import contextlib
+import ctypes
 import importlib
 import sys
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ def _convert(args: argparse.Namespace) -> None:
         raise ValueError(f"OUT must not exist yet, got {args.out}")
     if not args.out.resolve().parent.is_dir():
         raise ValueError(f"OUT must be in a folder that exists, got {args.out}")
+    _give_back()
     target = _target(args.params, args.optimizer)
     if is_orbax(args.path):
         notes = to_torch(args.path, args.out, target, args.template)
@@ -41,6 +44,12 @@ def _convert(args: argparse.Namespace) -> None:
     for note in notes:
         print(f"note: {note}")
     print(f"made {args.out}")
+
+
+def _give_back() -> None:
+    """Makes glibc give freed arrays back to the system at once, instead of keeping those below 32 MB for later."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries do not have it
+        ctypes.CDLL(None).mallopt(-3, 1_000_000)  # M_MMAP_THRESHOLD, in bytes
 
 
 def _target(params: str | None, optimizer: str | None) -> Target:

@@ -36,6 +36,7 @@ from ._spec import from_torch
 _FROZEN = "frozen"  # the group of parameters that the optimizer does not have
 _STATISTICS = "batch_stats"  # Flax's collection, which no optimizer sees
 _MOST = 1_000_000  # values in one part of the spec: a small pickle may repeat a list without end
+_CHUNK = 4_000_000  # bytes that Orbax compresses at a time
 _SMALL = 1000  # numbers in an array that is read at once
 VERSION = 1
 
@@ -173,6 +174,7 @@ def to_torch(source: Path, out: Path, target: Target, template: Path | None) -> 
     else:
         content = {"model": _tensors(weights)}
         for name in spec["bfloat16"]:
+            del weights[name]
             content["model"][name] = content["model"][name].bfloat16()
         if state is not None:
             content["optimizer"] = _state_tensors(state)
@@ -341,7 +343,11 @@ def _save(out: Path, items: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     most: Any = (largest + 1_000_000) / 1e9  # what Orbax may copy at a time
     handlers = {name: ocp.StandardCheckpointHandler(save_concurrent_gb=most) for name in items}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(spec=ocp.JsonCheckpointHandler(), **handlers)) as checkpointer:
-        saves = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK)
+        saves = {
+            name: ocp.args.StandardSave(item, save_args=jax.tree.map(lambda _: chunked, item))
+            for name, item in items.items()
+        }
         checkpointer.save(out.resolve(), ocp.args.Composite(spec=ocp.args.JsonSave(dict(spec)), **saves))
 
 
@@ -514,7 +520,7 @@ def _not_finite(tree: Any) -> list[str]:
     return [
         f"{path} is infinite or NaN in places: the run has diverged"
         for path, leaf in leaves
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all()
     ]
 
 

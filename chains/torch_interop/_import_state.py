@@ -243,13 +243,17 @@ def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: li
         return like
     if factor != 1:
         value = value.astype(np.result_type(value, np.float64)) * factor
-    with np.errstate(over="ignore", invalid="ignore"):
-        new = value.astype(dtype)  # a copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory
-    if not np.isfinite(new).all():
-        problems.append(f"{what} has numbers that do not fit into {dtype}")
+    new = value
+    if value.dtype != dtype:
+        with np.errstate(over="ignore", invalid="ignore"):
+            new = value.astype(dtype)
+        if not np.isfinite(new).all():
+            problems.append(f"{what} has numbers that do not fit into {dtype}")
+    # A copy, because PyTorch changes its tensors in place, and JAX may share NumPy's memory; and a finished one, so that
+    # the next array is not read meanwhile.
     if isinstance(like, jax.Array) and like.committed:
-        return jax.device_put(new, like.sharding)
-    return jnp.asarray(new)
+        return jax.device_put(np.array(new), like.sharding)
+    return jnp.array(new).block_until_ready()
 
 
 def _restarting(arrays: Iterable[StateArray]) -> list[str]:
