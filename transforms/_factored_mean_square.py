@@ -112,7 +112,7 @@ def factored_mean_square(
         >>> link = factored_mean_square(power=0.8)
         >>> g = jnp.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
         >>> nu, state = link.update(g, link.init(g))
-        >>> print(nu)
+        >>> print(nu.round(3))
         [[ 1.  4.  9.]
          [ 4. 16. 36.]]
         >>> state.nu_row.shape, state.nu_col.shape, state.nu

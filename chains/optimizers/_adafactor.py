@@ -80,7 +80,16 @@ def adafactor(
         >>> from linkax import adafactor
         >>> adafactor()
         chain
-        ├─ moment_ratio(eps=None)
+        ├─ moment_ratio(eps=None)                                           moment
+        │  ├─ first
+        │  │  └─ identity()
+        │  └─ second
+        │     ├─ factored_mean_square(decay=1.0, power=0.8, axes=[-2, -1])  moment
+        │     └─ at_least_eps()                                             moment
+        ├─ clip_by_rms(threshold=1.0)                                       step
+        ├─ scale_by_param_rms(smallest=0.001)                               step
+        ├─ limit_learning_rate(learning_rate=0.01, power=0.5)               step
+        └─ scale_by_learning_rate(learning_rate=0.01)                       step
 
     Source:
         `torch.optim.Adafactor`; Shazeer and Stern, "Adafactor: adaptive learning rates with sublinear memory cost",

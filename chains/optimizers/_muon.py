@@ -85,12 +85,8 @@ def muon(
 
     Example:
         >>> from linkax import muon
-        >>> muon(0.02, weight_decay=None)
-        chain
-        ├─ scale_by_nesterov(decay=0.95, form=averaged)  moment
-        ├─ orthogonalize()                               moment
-        ├─ scale_by_matrix_shape()                       step
-        └─ scale_by_learning_rate(learning_rate=0.02)    step
+        >>> [link.name for link in muon(0.02, weight_decay=None).links]
+        ['scale_by_nesterov', 'orthogonalize', 'scale_by_matrix_shape', 'scale_by_learning_rate']
 
     Source:
         `torch.optim.Muon`; Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.

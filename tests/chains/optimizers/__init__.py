@@ -16,6 +16,7 @@ from linkax.chains import (
     Chain,
     adabelief,
     adadelta,
+    adafactor,
     adagrad,
     adam,
     adamax,
@@ -46,6 +47,9 @@ VALUES = {
     "momentum_decay": (0.004, 0.1),
     "eps": (1e-3, 1e-2),
     "power": (0.75, 0.5),
+    "eps1": (0.4, 0.9),
+    "eps2": (1.5, 2.5),
+    "clip": (1.0, 1.2),
     "start": (1.5, 2.5),
     "shrink": (0.5, 0.7),
     "grow": (1.2, 1.5),
@@ -64,6 +68,7 @@ class Optimizer:
     switches: dict[str, Any] = field(default_factory=dict)
     sporadic: tuple[str, ...] = ()  # hyperparameters that only change some elements in some steps
     unseen: tuple[str, ...] = ()  # hyperparameters that only change what is in the state
+    is_elementwise: bool = True  # whether its state has the parameters' shapes, and no element sees another
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -112,6 +117,13 @@ OPTIMIZERS = [
     Optimizer("lamb", lamb, _ADAM),
     Optimizer("rprop", rprop, ("learning_rate", *_RPROP), sporadic=_RPROP),
     Optimizer("asgd", asgd, (*_BOTH, "lr_decay", "power", "start"), unseen=("start",)),
+    Optimizer(
+        "adafactor",
+        adafactor,
+        (*_BOTH, "power", "eps1", "eps2", "clip"),
+        sporadic=("eps1", "clip"),
+        is_elementwise=False,
+    ),
     Optimizer("lion", lion, (*_BOTH, "b1", "b2"), sporadic=("b1", "b2")),
 ]
 MECHANISMS = [
