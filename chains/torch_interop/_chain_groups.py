@@ -9,7 +9,7 @@ from linkax.transforms import Link, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, flatten, groups_of, part_at
 from ..running._live import Live, live_already
-from ._names import TorchParam
+from ._names import Place
 from ._reference import Fields, field_of, line, sign_of
 
 
@@ -34,7 +34,7 @@ def chain_groups(
     tx: optax.GradientTransformation,
     arrays: list[StateArray],
     params: Any,
-    found: Mapping[tuple[str, ...], TorchParam],
+    found: Mapping[tuple[str, ...], Place],
     problems: list[str],
 ) -> list[Group]:
     """The chain's groups, each of which must be one of PyTorch's."""
@@ -67,7 +67,7 @@ def chain_groups(
                     and label[: len(array.site.groups)] == array.site.groups
                     for array in arrays
                 ),
-                [found[path].name for path in paths if path in found],
+                list(dict.fromkeys(name for path in paths if path in found for name in found[path].whole.names)),
                 theirs[0] if len(theirs) == 1 else None,
             )
         )

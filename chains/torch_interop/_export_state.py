@@ -14,9 +14,9 @@ from ..algebra._structure import StateArray, state_arrays
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
 from ._hyperparams import compare_direction
-from ._layouts import Layout
-from ._names import Names, refuse, torch_name, torch_params
+from ._names import Names, Place, refuse, torch_name, torch_params
 from ._reference import Fields, Reference, after, field_of, partners, reference_of
+from ._rules import Layouts
 from ._spec import numbers_after
 from ._tensors import checked_steps
 
@@ -29,7 +29,7 @@ def export_state(
     *,
     names: Names = torch_name,
     order: Sequence[str] | None = None,
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Layouts | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
     """Creates the `state_dict` with which a PyTorch optimizer continues where a chain stopped.
@@ -100,13 +100,20 @@ def export_state(
         count, has_begun = _count(part, reference, steps, problems)
         scalars = _scalars(part, reference, count, problems)
         early = reference is not None and reference.is_early
+        parts: dict[Any, dict[int, Any]] = {}  # by PyTorch's key and counterpart, the leaves' arrays
         for array in part.arrays:
             partner = fields.get(field_of(array))
-            param = None if array.param is None else found.get(array.param)
-            if partner is None or param is None or not (has_begun or early):
+            place = None if array.param is None else found.get(array.param)
+            if partner is None or place is None or not (has_begun or early):
                 continue
-            value = param.to_torch(array.value)
-            states[param.name] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
+            whole = place.whole
+            own = parts.setdefault((partner.key, id(whole)), {})
+            own[place.index] = array.value
+            if len(own) < len(whole.shapes):
+                continue
+            for tensor, value in whole.to_torch([own.pop(index) for index in sorted(own)], key=partner.key).items():
+                states[tensor] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
+        problems += _incomplete(parts, found)
         for member in part.members:
             _check_kept(member, states[member], reference, problems)
     if is_optimizer:
@@ -120,6 +127,17 @@ def export_state(
         },
         "param_groups": target["param_groups"],
     }
+
+
+def _incomplete(parts: Mapping[Any, Mapping[int, Any]], found: Mapping[tuple[str, ...], Place]) -> list[str]:
+    """What PyTorch has in one tensor, but the chain keeps only for some of its parts."""
+    by_id = {id(place.whole): place.whole for place in found.values()}
+    return [
+        f"{key} of {', '.join(by_id[one].names)} needs that of each of {by_id[one].text}, but the chain keeps it only for "
+        + ", ".join(by_id[one].use.paths[index] for index in sorted(own))
+        for (key, one), own in parts.items()
+        if own
+    ]
 
 
 def _half_done(arrays: Iterable[StateArray]) -> list[str]:

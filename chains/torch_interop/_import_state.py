@@ -20,9 +20,9 @@ from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
 from ._hyperparams import Ours, compare_hyperparams
-from ._layouts import Layout
-from ._names import Names, TorchParam, refuse, torch_name, torch_params
+from ._names import Names, Place, refuse, torch_name, torch_params
 from ._reference import Fields, Reference, field_of, partners, reference_of
+from ._rules import Layouts
 from ._steps import Age, age_of, counts_around, counts_of
 from ._tensors import checked_steps
 
@@ -34,7 +34,7 @@ def import_state(
     *,
     names: Names = torch_name,
     order: Sequence[str] | None = None,
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Layouts | None = None,
     steps: int | None = None,
 ) -> Any:
     """Creates the state of a chain from that of a PyTorch optimizer, so that training continues where it stopped.
@@ -104,7 +104,7 @@ def import_state(
     ages: dict[Groups, Age] = {}
     parts = chain_groups(tx, arrays, params, found, problems)
     placed = {name for part in parts for name in part.members}
-    known = {param.name for param in found.values()}  # the others are problems already
+    known = {name for place in found.values() for name in place.whole.names}  # the others are problems already
     idle = [name for name, keys in file.keys.items() if keys and name in known - placed]
     problems += [f"{name} has a state, but the chain keeps none for it" for name in idle]
     for part in parts:
@@ -150,7 +150,7 @@ def _moments(
     part: Group,
     fields: Fields,
     reference: Reference | None,
-    found: Mapping[tuple[str, ...], TorchParam],
+    found: Mapping[tuple[str, ...], Place],
     file: TorchFile,
     has_steps: bool,
     problems: list[str],
@@ -158,15 +158,28 @@ def _moments(
     """The moments of a group, from PyTorch's."""
     _check_keys(part, fields, reference, file, has_steps, problems)
     values: dict[Any, Any] = {}
+    converted: dict[Any, list[np.ndarray | None]] = {}  # by field and counterpart
+    shapes = {(field_of(array), array.param): np.shape(array.value) for array in part.arrays}
     for array in part.arrays:
-        partner = fields.get(field_of(array))
-        param = None if array.param is None else found.get(array.param)
-        if partner is None or param is None or (given := file.states[param.name].get(partner.key)) is None:
+        field = field_of(array)
+        partner = fields.get(field)
+        place = None if array.param is None else found.get(array.param)
+        if partner is None or place is None:
             continue
-        what = f"{partner.key} of {param.name}"
-        value = param.to_jax(what, np.asarray(given), problems)
+        whole, index = place
+        if (field, id(whole)) not in converted:
+            paths = [tuple(path.split("/")) for path in whole.use.paths]
+            converted[field, id(whole)] = whole.to_jax(
+                lambda name, key=partner.key: file.states[name].get(key),
+                problems,
+                key=partner.key,
+                shapes=[shapes.get((field, path), shape) for path, shape in zip(paths, whole.shapes)],
+            )
+        value = converted[field, id(whole)][index]
         if value is None:
             continue
+        converted[field, id(whole)][index] = None  # its memory is no longer needed
+        what = f"{partner.key} of {whole.names[0]}"
         reals = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
         assert isinstance(array.field, Moment)
         if not array.field.has_sign and any(real.min(initial=0) < 0 for real in reals):
