@@ -4,6 +4,8 @@ Nothing here imports PyTorch; its objects are read without it. `export_state` re
 optimizer.
 """
 
+from ._correspondence import Correspondence as Correspondence
+from ._correspondence import correspondence as correspondence
 from ._export_state import export_state as export_state
 from ._import_state import import_state as import_state
 from ._layouts import CONV as CONV
@@ -16,6 +18,7 @@ from ._layouts import IDENTITY as IDENTITY
 from ._layouts import LINEAR as LINEAR
 from ._layouts import MERGED_HEADS as MERGED_HEADS
 from ._layouts import Layout as Layout
+from ._layouts import equinox_conv_transpose as equinox_conv_transpose
 from ._modules import BATCH_NORM as BATCH_NORM
 from ._modules import GRU_CELL as GRU_CELL
 from ._modules import HF_GPT2 as HF_GPT2
@@ -31,6 +34,9 @@ from ._names import export_params as export_params
 from ._names import import_params as import_params
 from ._names import torch_labels as torch_labels
 from ._names import torch_name as torch_name
+from ._renamed import HF_GPT2_NAMES as HF_GPT2_NAMES
+from ._renamed import RESNET_NAMES as RESNET_NAMES
+from ._renamed import renamed as renamed
 from ._rules import Block as Block
 from ._rules import Rule as Rule
 from ._rules import Stacked as Stacked

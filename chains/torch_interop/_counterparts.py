@@ -35,6 +35,7 @@ class Counterpart(NamedTuple):
         problems: list[str],
         *,
         key: str = "",
+        are_weights: bool = True,
         shapes: Sequence[Shape] | None = None,
     ) -> list[np.ndarray | None]:
         """The leaves' arrays, from PyTorch's; mismatches are added to the problems.
@@ -42,7 +43,8 @@ class Counterpart(NamedTuple):
         Args:
             read: Returns PyTorch's array of a name, or `None` if there is none.
             problems: Where what does not fit goes.
-            key: What the arrays are, if they are not the weights: `"exp_avg"`.
+            key: PyTorch's name for what the arrays are, if they are from an optimizer's state: `"exp_avg"`.
+            are_weights: Whether they are the weights, or averages of them.
             shapes: The leaves' shapes, if they are not those of the weights.
 
         Returns:
@@ -64,13 +66,19 @@ class Counterpart(NamedTuple):
             return nothing
         layers: list[list[np.ndarray]] = []
         for names, own in zip(self.layers, given):
-            one = self._layer(names, [array for array in own if array is not None], key, wanted, problems)
+            block = self._block(are_weights)
+            one = self._layer(block, names, [array for array in own if array is not None], key, wanted, problems)
             if one is None:
                 return nothing
             layers.append(one)
         if self.use.stack is None:
             return list(layers[0])
         return [np.stack([layer[index] for layer in layers], self.use.stack[1]) for index in range(len(self.shapes))]
+
+    @property
+    def nothing(self) -> str:
+        """That PyTorch does not have it."""
+        return f"PyTorch has nothing for {self.text}, which would be {', '.join(self.names)}"
 
     @property
     def is_plain(self) -> bool:
@@ -91,8 +99,13 @@ class Counterpart(NamedTuple):
                 )
         return given.get(first)
 
+    def _block(self, are_weights: bool) -> Layout | Block:
+        what = self.use.what
+        return what if are_weights or isinstance(what, Layout) else what.moments or what
+
     def _layer(
         self,
+        what: Layout | Block,
         names: tuple[tuple[str, ...], ...],
         theirs: list[np.ndarray],
         key: str,
@@ -102,12 +115,11 @@ class Counterpart(NamedTuple):
         """The leaves' arrays of one layer."""
         of = [_of(key, tensor[0]) for tensor in names]
         ours = [self._inner(shape) for shape in shapes]
-        what = self.use.what
         before = len(problems)
         if isinstance(what, Layout):
             converted = [_converted(what, of[0], self.use.paths[0], theirs[0], ours[0], problems)]
         else:
-            converted = self._by_block(what.moments or what if key else what, of, theirs, ours, problems)
+            converted = self._by_block(what, of, theirs, ours, problems)
         for array, is_complex in zip(converted or [], self.are_complex):
             if np.iscomplexobj(array) and not is_complex:
                 problems.append(f"{of[0]} is complex, but its parameter is real")
@@ -146,19 +158,36 @@ class Counterpart(NamedTuple):
         axis = self.use.stack[1] % len(shape)
         return shape[:axis] + shape[axis + 1 :]
 
-    def to_torch(self, leaves: Sequence[Any], *, key: str = "") -> dict[str, np.ndarray]:
+    def compromises(
+        self, read: Callable[[str], np.ndarray | None], ours: Sequence[np.ndarray | None], key: str
+    ) -> list[str]:
+        """Where PyTorch's moments differ, although the leaves have room for only one of them."""
+        what = self.use.what
+        if isinstance(what, Layout) or what.moments is None or any(one is None for one in ours):
+            return []
+        differing = []
+        for name, back in self.to_torch(ours, are_weights=False).items():
+            theirs = read(name)
+            assert theirs is not None
+            # Two sums of the same gradients, which may have been added up in different orders.
+            tolerance = 1000 * np.finfo(theirs.dtype).eps * np.abs(theirs).max(initial=0)
+            if np.abs(back - theirs).max(initial=0) > tolerance:
+                differing.append(name)
+        return [
+            f"{key} of {' and '.join(differing)} differ, so {self.text} has their mean: exact for sums of gradients, but "
+            "not of squares"
+        ] * bool(differing)
+
+    def to_torch(self, leaves: Sequence[Any], *, are_weights: bool = True) -> dict[str, np.ndarray]:
         """PyTorch's arrays by name, with their own memory; float32 for dtypes that PyTorch cannot read from NumPy."""
         arrays = [np.asarray(leaf) for leaf in leaves]
         arrays = [one.astype(np.float32) if one.dtype.kind == "V" else one for one in arrays]
-        what = self.use.what
+        what = self._block(are_weights)
         found: dict[str, np.ndarray] = {}
         for index, names in enumerate(self.layers):
             stack = self.use.stack
             ours = arrays if stack is None else [np.take(one, index, stack[1]) for one in arrays]
-            if isinstance(what, Layout):
-                theirs = [what.to_torch(ours[0])]
-            else:
-                theirs = (what.moments or what if key else what).to_torch(ours)
+            theirs = [what.to_torch(ours[0])] if isinstance(what, Layout) else what.to_torch(ours)
             for tensor, array in zip(names, theirs):
                 own = np.array(array, order="C")
                 found |= dict.fromkeys(tensor, own)
@@ -273,9 +302,7 @@ def _layers(
     if len(numbers) > 1:
         problems.append(f"{', '.join(use.paths)} must have equally many layers, got {sorted(numbers)}")
     elif not isinstance(above, str) or not all(name.startswith(f"{above}." if above else "") for name in names):
-        problems.append(
-            f"names must have a name for {module} that those of its parameters start with, got {above!r} and {names[0]!r}"
-        )
+        problems.append(f"names must have a name for {module} with which that of {use.where} begins, got {above!r}")
     else:
         inside = [name.removeprefix(f"{above}." if above else "") for name in names]
         return [

@@ -14,7 +14,7 @@ from ..algebra._structure import StateArray, state_arrays
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
 from ._hyperparams import compare_direction
-from ._names import Names, Place, refuse, torch_name, torch_params
+from ._names import Names, Place, every_counterpart, places, refuse, torch_name
 from ._reference import Fields, Reference, after, field_of, partners, reference_of
 from ._rules import Layouts
 from ._spec import numbers_after
@@ -81,7 +81,7 @@ def export_state(
     target = template.state_dict() if is_optimizer else template
     file = read_file("export_state: template", target, order, problems, with_values=False)
     arrays = state_arrays("export_state: state", tx, state, params)
-    found = torch_params(params, names, layouts, file.groups, problems)
+    found = places(every_counterpart(params, names, layouts, file.groups, problems), params)
     name = type(template).__name__ if is_optimizer else None
     references = [
         reference_of(f"PyTorch's group {index}", group, problems, name) for index, group in enumerate(file.hyperparams)
@@ -111,7 +111,9 @@ def export_state(
             own[place.index] = array.value
             if len(own) < len(whole.shapes):
                 continue
-            for tensor, value in whole.to_torch([own.pop(index) for index in sorted(own)], key=partner.key).items():
+            assert isinstance(array.field, Moment)
+            leaves = [own.pop(index) for index in sorted(own)]
+            for tensor, value in whole.to_torch(leaves, are_weights=array.field.is_of_weights).items():
                 states[tensor] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
         problems += _incomplete(parts, found)
         for member in part.members:
@@ -133,7 +135,7 @@ def _incomplete(parts: Mapping[Any, Mapping[int, Any]], found: Mapping[tuple[str
     """What PyTorch has in one tensor, but the chain keeps only for some of its parts."""
     by_id = {id(place.whole): place.whole for place in found.values()}
     return [
-        f"{key} of {', '.join(by_id[one].names)} needs that of each of {by_id[one].text}, but the chain keeps it only for "
+        f"{key} of {', '.join(by_id[one].names)} needs all of {by_id[one].text}, but the chain keeps it only for "
         + ", ".join(by_id[one].use.paths[index] for index in sorted(own))
         for (key, one), own in parts.items()
         if own

@@ -20,7 +20,7 @@ from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
 from ._hyperparams import Ours, compare_hyperparams
-from ._names import Names, Place, refuse, torch_name, torch_params
+from ._names import Names, Place, every_counterpart, places, refuse, torch_name
 from ._reference import Fields, Reference, field_of, partners, reference_of
 from ._rules import Layouts
 from ._steps import Age, age_of, counts_around, counts_of
@@ -96,7 +96,7 @@ def import_state(
     file = read_file("import_state: state_dict", state_dict, order, problems)
     fresh = tx.init(params)
     arrays = state_arrays("import_state: tx", tx, fresh, params)
-    found = torch_params(params, names, layouts, file.groups, problems)
+    found = places(every_counterpart(params, names, layouts, file.groups, problems), params)
     references = [
         reference_of(f"PyTorch's group {index}", group, problems) for index, group in enumerate(file.hyperparams)
     ]
@@ -114,7 +114,7 @@ def import_state(
         check_kept(part.arrays, problems)
         if reference is not None:
             _compare(part, fields, reference, problems, notes)
-        values |= _moments(part, fields, reference, found, file, steps is not None, problems)
+        values |= _moments(part, fields, reference, found, file, steps is not None, problems, notes)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
         if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
             values |= counts_of(part.arrays, age, reference, part.members, file, problems)
@@ -154,6 +154,7 @@ def _moments(
     file: TorchFile,
     has_steps: bool,
     problems: list[str],
+    notes: list[str],
 ) -> dict[Any, Any]:
     """The moments of a group, from PyTorch's."""
     _check_keys(part, fields, reference, file, has_steps, problems)
@@ -167,21 +168,28 @@ def _moments(
         if partner is None or place is None:
             continue
         whole, index = place
+        assert isinstance(array.field, Moment)
         if (field, id(whole)) not in converted:
+
+            def read(name: str, key: str = partner.key) -> np.ndarray | None:
+                return file.states[name].get(key)
+
             paths = [tuple(path.split("/")) for path in whole.use.paths]
             converted[field, id(whole)] = whole.to_jax(
-                lambda name, key=partner.key: file.states[name].get(key),
+                read,
                 problems,
                 key=partner.key,
+                are_weights=array.field.is_of_weights,
                 shapes=[shapes.get((field, path), shape) for path, shape in zip(paths, whole.shapes)],
             )
+            if not array.field.is_of_weights:
+                notes += whole.compromises(read, converted[field, id(whole)], partner.key)
         value = converted[field, id(whole)][index]
         if value is None:
             continue
         converted[field, id(whole)][index] = None  # its memory is no longer needed
         what = f"{partner.key} of {whole.names[0]}"
         reals = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
-        assert isinstance(array.field, Moment)
         if not array.field.has_sign and any(real.min(initial=0) < 0 for real in reals):
             problems.append(f"{what} must not be negative, because it is the {array.quantity}")
         values[array.place] = _filled(what, value, partner.factor, array.value, problems)

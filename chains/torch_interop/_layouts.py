@@ -55,6 +55,34 @@ CONV_TRANSPOSE_KERNEL = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambd
 """`torch.nn.ConvTranspose1d` to `3d`, (in, out, *space), in `flax.linen.ConvTranspose(transpose_kernel=True)`,
 (*space, out, in)."""
 
+
+def equinox_conv_transpose(groups: int = 1) -> Layout:
+    """`torch.nn.ConvTranspose1d` to `3d`, (in, out / groups, *space), in Equinox's, (out, in / groups, *space).
+
+    Args:
+        groups: The number of groups of channels, 1 or more.
+
+    Returns:
+        The layout of the weight: Equinox slides it as is, PyTorch reversed.
+
+    Example:
+        >>> import numpy as np
+        >>> from linkax.chains.torch_interop import equinox_conv_transpose
+        >>> equinox_conv_transpose(groups=2).to_jax(np.ones((4, 3, 5))).shape
+        (6, 2, 5)
+
+    Source:
+        `equinox.nn.ConvTranspose`.
+    """
+
+    def convert(w: np.ndarray) -> np.ndarray:
+        reversed_ = np.flip(w, tuple(range(2, w.ndim)))
+        grouped = reversed_.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
+        return grouped.reshape(groups * w.shape[1], w.shape[0] // groups, *w.shape[2:])
+
+    return Layout(convert, convert)
+
+
 HF_CONV1D = IDENTITY
 """Hugging Face's `Conv1D` (GPT-2), (in, out), in `flax.linen.Dense`, (in, out); in their `FlaxConv1D`, (out, in), it is
 `LINEAR`."""

@@ -260,6 +260,11 @@ def _rnn(name: str, suffix: str) -> Rule:
             single(f"weight_hh{suffix}", "h/kernel", LINEAR),
             _sum_of_biases(biases, "i/bias"),
         ],
+        [  # NNX
+            single(f"weight_ih{suffix}", "dense_i/kernel", LINEAR),
+            single(f"weight_hh{suffix}", "dense_h/kernel", LINEAR),
+            _sum_of_biases(biases, "dense_i/bias"),
+        ],
     )
 
 
@@ -267,10 +272,10 @@ LSTM_CELL = _lstm("LSTM_CELL", "")
 """`torch.nn.LSTMCell` in `LSTMCell` or `OptimizedLSTMCell` (Flax Linen, NNX), or `LSTMCell` (Equinox)."""
 
 GRU_CELL = _gru("GRU_CELL", "")
-"""`torch.nn.GRUCell` in `GRUCell` (Flax Linen, Equinox); NNX's has no hidden bias of n, so PyTorch's must be 0 there."""
+"""`torch.nn.GRUCell` in `GRUCell` (Flax Linen, Equinox); NNX's lacks the hidden bias of n, so PyTorch's must be 0."""
 
 RNN_CELL = _rnn("RNN_CELL", "")
-"""`torch.nn.RNNCell` in `SimpleCell` (Flax Linen)."""
+"""`torch.nn.RNNCell` in `SimpleCell` (Flax Linen, NNX)."""
 
 
 def recurrent(kind: str, layer: int = 0, *, reverse: bool = False) -> Rule:

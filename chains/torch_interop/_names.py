@@ -53,7 +53,7 @@ def _name_of(names: Names, path: str) -> str | None:
     return names.get(path) if isinstance(names, Mapping) else names(path)
 
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
 
 
 class Place(NamedTuple):
@@ -67,20 +67,6 @@ class Place(NamedTuple):
         """PyTorch's group."""
         assert self.whole.group is not None
         return self.whole.group
-
-
-def torch_params(
-    params: Any, names: Names, layouts: Layouts | None, groups: Sequence[Mapping[str, Any]], problems: list[str]
-) -> dict[tuple[str, ...], Place]:
-    """Where the parameters that PyTorch has are in their counterparts, by the words of their paths."""
-    every = every_counterpart(params, names, layouts, groups, problems)
-    keys = {path_text(path): words(path) for path, _ in leaves_with_path(params)}
-    return {
-        keys[path]: Place(one, index)
-        for one in every
-        if one.group is not None
-        for index, path in enumerate(one.use.paths)
-    }
 
 
 def every_counterpart(
@@ -103,8 +89,19 @@ def every_counterpart(
     given = {use.where: use.what for use in alone if use.is_given}
     shapes = {use.where: np.shape(leaves[use.where]) for use in alone}
     for warning in untold_siblings(shapes, given) if not problems else ():
-        warnings.warn(warning, stacklevel=4)
+        warnings.warn(warning, stacklevel=3)
     return found
+
+
+def places(every: Sequence[Counterpart], params: Any) -> dict[tuple[str, ...], Place]:
+    """Where the parameters that PyTorch has are in their counterparts, by the words of their paths."""
+    keys = {path_text(path): words(path) for path, _ in leaves_with_path(params)}
+    return {
+        keys[path]: Place(one, index)
+        for one in every
+        if one.group is not None
+        for index, path in enumerate(one.use.paths)
+    }
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
@@ -194,9 +191,9 @@ def import_params(
     problems: list[str] = []
     leaves = {path_text(keys): leaf for keys, leaf in leaves_with_path(params)}
     values: dict[str, Any] = {}
-    for one in every_counterpart(params, names, layouts, [state_dict], problems, _BUFFERS):
+    for one in every_counterpart(params, names, layouts, [state_dict], problems, BUFFERS):
         if one.group is None:
-            problems.append(f"PyTorch has nothing for {one.text}, which would be {', '.join(one.names)}")
+            problems.append(one.nothing)
             continue
         converted = one.to_jax(lambda name: as_numpy(name, state_dict[name], problems), problems)
         for path, array in zip(one.use.paths, converted):
