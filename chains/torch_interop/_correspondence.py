@@ -16,8 +16,9 @@ class Row(NamedTuple):
     path: str
     shape: Shape
     names: tuple[str, ...]
-    torch_shape: Shape | None  # of each of them; None if PyTorch has none
+    torch_shape: Shape | None  # of the first; None if PyTorch has none
     rule: str
+    is_stacked: bool  # whether the names are those of the layers, one after the other
 
 
 class Correspondence(NamedTuple):
@@ -28,7 +29,11 @@ class Correspondence(NamedTuple):
 
     def __str__(self) -> str:
         cells = [
-            (f"{row.path} {row.shape}", f"{_short(row.names)} {row.torch_shape or 'missing'}", row.rule)
+            (
+                f"{row.path} {row.shape}",
+                f"{_short(row)} {'missing' if row.torch_shape is None else row.torch_shape}",
+                row.rule,
+            )
             for row in self.rows
         ]
         widths = [max((len(cell[column]) for cell in cells), default=0) for column in (0, 1)]
@@ -63,7 +68,7 @@ def correspondence(
         >>> print(correspondence(params, {"fc.weight": np.zeros((3, 2))}))
         params/fc/kernel (2, 3)  <- fc.weight (3, 2)  LINEAR, default
         params/fc/bias (3,)      <- fc.bias missing   IDENTITY, default
-        problem: PyTorch has nothing for params/fc/bias, which would be fc.bias
+        problem: PyTorch has nothing for params/fc/bias (3,): no fc.bias (3,)
 
     Source:
         `torch.nn.Module.state_dict`.
@@ -78,8 +83,9 @@ def correspondence(
         elif state_dict is not None:
             one.to_jax(lambda name, theirs=theirs: hollow(theirs[name]), problems)
         shape = next(iter(theirs.values()), None)
-        rule = f"{one.use.name}{', stacked' * (one.use.stack is not None)}{', default' * (not one.use.is_given)}"
-        rows += [Row(path, ours, one.names, shape, rule) for path, ours in zip(one.use.paths, one.shapes)]
+        is_stacked = one.use.stack is not None
+        rule = f"{one.use.name}{', stacked' * is_stacked}{', default' * (not one.use.is_given)}"
+        rows += [Row(path, ours, one.names, shape, rule, is_stacked) for path, ours in zip(one.use.paths, one.shapes)]
     return Correspondence(rows, list(dict.fromkeys(problems)))
 
 
@@ -90,5 +96,5 @@ def _theirs(one: Counterpart, state_dict: Mapping[str, Any] | None) -> dict[str,
     return {name: array.shape for name, array in one.to_torch([hollow(shape) for shape in one.shapes]).items()}
 
 
-def _short(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]}, …, {names[-1]}"
+def _short(row: Row) -> str:
+    return f"{row.names[0]} … {row.names[-1]}" if row.is_stacked else ", ".join(row.names)

@@ -78,7 +78,11 @@ class Counterpart(NamedTuple):
     @property
     def nothing(self) -> str:
         """That PyTorch does not have it."""
-        return f"PyTorch has nothing for {self.text}, which would be {', '.join(self.names)}"
+        leaves = ", ".join(f"{path} {shape}" for path, shape in zip(self.use.paths, self.shapes))
+        theirs = self.to_torch([hollow(shape) for shape in self.shapes])
+        return (
+            f"PyTorch has nothing for {leaves}: no {', '.join(f'{one} {array.shape}' for one, array in theirs.items())}"
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -92,7 +96,7 @@ class Counterpart(NamedTuple):
         given = {name: array for name in names if (array := read(name)) is not None}
         first, *rest = given or [""]
         for other in rest:
-            if not np.array_equal(given[first], given[other]):
+            if not np.array_equal(given[first], given[other], equal_nan=given[first].dtype.kind in "fc"):
                 problems.append(
                     f"{_of(key, first)} and {_of(key, other)} must be equal, because {self.text} is both; "
                     "if they are not tied in PyTorch, they need a parameter each"
@@ -174,8 +178,8 @@ class Counterpart(NamedTuple):
             if np.abs(back - theirs).max(initial=0) > tolerance:
                 differing.append(name)
         return [
-            f"{key} of {' and '.join(differing)} differ, so {self.text} has their mean: exact for sums of gradients, but "
-            "not of squares"
+            f"{key} of {' and '.join(differing)} differ, so {self.text} has their mean: exact for sums of gradients, "
+            "but not of squares"
         ] * bool(differing)
 
     def to_torch(self, leaves: Sequence[Any], *, are_weights: bool = True) -> dict[str, np.ndarray]:
@@ -254,7 +258,7 @@ def counterparts(
         has = [name for layer in known for tensor in layer for name in tensor]
         lacks = [tensor[0] for layer, own in zip(layers, known) for tensor, its in zip(layer, own) if not its]
         if has and lacks:
-            problems.append(f"PyTorch has {', '.join(has)}, but not {', '.join(lacks)}, for {text}")
+            problems.append(f"PyTorch has no {', '.join(lacks)}, which {text} needs besides {has[0]}")
             continue
         theirs = sorted({group_of[name] for name in has})
         if len(theirs) > 1:

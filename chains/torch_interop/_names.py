@@ -49,7 +49,7 @@ def torch_name(path: str) -> str:
     return ".".join([*inside[:-1], *(renamed_leaves.get(leaf, leaf) for leaf in inside[-1:])])
 
 
-def _name_of(names: Names, path: str) -> str | None:
+def name_of(names: Names, path: str) -> str | None:
     return names.get(path) if isinstance(names, Mapping) else names(path)
 
 
@@ -84,7 +84,7 @@ def every_counterpart(
     leaves = {path_text(keys): leaf for keys, leaf in leaves_with_path(params)}
     named = names if isinstance(names, Mapping) else ()
     uses = uses_of({path: np.shape(leaf) for path, leaf in leaves.items()}, layouts, named, problems)
-    found = counterparts(leaves, uses, lambda path: _name_of(names, path), groups, problems, ignored)
+    found = counterparts(leaves, uses, lambda path: name_of(names, path), groups, problems, ignored)
     alone = [one.use for one in found if isinstance(one.use.what, Layout) and one.use.stack is None]
     given = {use.where: use.what for use in alone if use.is_given}
     shapes = {use.where: np.shape(leaves[use.where]) for use in alone}
@@ -112,20 +112,29 @@ def refuse(what: str, problems: Sequence[str]) -> None:
 
 
 def torch_labels(
-    param_groups: Sequence[Mapping[str, Any]], *, names: Names = torch_name, order: Sequence[str] | None = None
+    param_groups: Sequence[Mapping[str, Any]],
+    params: Any = None,
+    *,
+    names: Names = torch_name,
+    order: Sequence[str] | None = None,
+    layouts: Layouts | None = None,
 ) -> Callable[[str, Any], str]:
     """The labels for `from_torch` and `chains.param_groups`: the PyTorch group that each parameter belongs to.
 
     Args:
         param_groups: The `param_groups` of a `state_dict`.
+        params: The parameters, or their shapes. Without them, every parameter must be one tensor in PyTorch: no fused
+            attention, no stacked layers.
         names: As for `import_state`.
         order: As for `import_state`.
+        layouts: As for `import_state`.
 
     Returns:
         A function from a parameter's path, and the parameter, to the index of its group as a string.
 
     Raises:
-        ValueError: If the groups do not name their parameters, and neither does `order`.
+        ValueError: If the groups do not name their parameters, and neither does `order`; with `params`, also if the
+            names do not fit.
 
     Example:
         >>> from linkax.chains.torch_interop import torch_labels
@@ -141,12 +150,19 @@ def torch_labels(
     groups = [] if problems else names_by_group(groups, order, problems)
     if problems:
         raise ValueError("torch_labels: " + "\n  ".join(problems))
-    group_of = {name: str(index) for index, group in enumerate(groups) for name in group}
+    none = f"none of {len(groups)}"
+    if params is not None:
+        every = every_counterpart(params, names, layouts, groups, problems)
+        refuse("torch_labels: the groups must fit the parameters", problems)
+        labels = {path: none if one.group is None else str(one.group) for one in every for path in one.use.paths}
+    elif layouts is not None:
+        raise ValueError("torch_labels: params must be given with layouts, got None")
+    else:
+        group_of = {name: str(index) for index, group in enumerate(groups) for name in group}
 
     def label(path: str, leaf: Any) -> str:
         del leaf
-        name = _name_of(names, path)
-        return group_of.get(name or "", f"none of {len(groups)}")
+        return labels.get(path, none) if params is not None else group_of.get(name_of(names, path) or "", none)
 
     return label
 

@@ -106,9 +106,10 @@ def check_moments(module, params, **hooks):
     trainable = import_params(params, dict(module.named_parameters(remove_duplicate=False)), **hooks)
     tx = from_torch(optimizer)
     state = import_state(tx, trainable, optimizer.state_dict(), **hooks)
+    update = jax.jit(tx.update)
     for _ in range(3):
         grads = import_params(trainable, step(), **hooks)
-        updates, state = tx.update(grads, state, trainable)
+        updates, state = update(grads, state, trainable)
         trainable = optax.apply_updates(trainable, updates)
     for name, value in export_params(trainable, **hooks).items():
         assert_close(value, dict(module.named_parameters(remove_duplicate=False))[name].detach().numpy(), STEPS)
@@ -120,8 +121,13 @@ def check_moments(module, params, **hooks):
             assert_close(exported["state"][index][key].numpy(), value.numpy(), STEPS)
 
 
+def in_float64(like):
+    """The statistics of a batch normalisation are always float32."""
+    return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, np.float64), like)
+
+
 def linen(module, *inputs):
-    return module.init(KEY, *inputs), lambda params: module.apply(params, *inputs)
+    return jax.eval_shape(module.init, KEY, *inputs), jax.jit(lambda params: module.apply(params, *inputs))
 
 
 def of_nnx(model, call, *kinds):
@@ -132,7 +138,7 @@ def of_nnx(model, call, *kinds):
 
 def of_equinox(eqx, model, call):
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    return params, lambda params: call(eqx.combine(params, static))
+    return params, jax.jit(lambda params: call(eqx.combine(params, static)))
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -242,8 +248,8 @@ def test_separate_layers_for_queries_keys_and_values():
     module = randomised(Attention())
     attention = nn.MultiHeadDotProductAttention(2, param_dtype=np.float64)
     layouts = {"params": separate_attention("q_proj", "k_proj", "v_proj", "o_proj")}
-    like = attention.init(KEY, X)
-    apply = lambda params: attention.apply(params, X, mask=nn.make_causal_mask(X[..., 0]))  # noqa: E731
+    like = jax.eval_shape(attention.init, KEY, X)
+    apply = jax.jit(lambda params: attention.apply(params, X, mask=nn.make_causal_mask(X[..., 0])))
     params = check_weights(module, like, apply, module(torch.from_numpy(X)), layouts=layouts)
     check_moments(module, params, layouts=layouts)
 
@@ -536,11 +542,11 @@ def test_batch_norm_with_its_statistics(library):
     module, x = randomised(torch.nn.BatchNorm2d(4)), images(2, 4, 3, 5)
     if library == "linen":
         like, apply = linen(nn.BatchNorm(True, epsilon=1e-5, **F64, dtype=np.float64), channels_last(x))
-        like = jax.tree.map(lambda one: one.astype(np.float64), like)
+        like = in_float64(like)
     else:
         own = nnx.BatchNorm(4, epsilon=1e-5, use_running_average=True, **F64, rngs=nnx.Rngs(0))
         like, apply = of_nnx(own, lambda model: model(channels_last(x)), nnx.BatchStat)
-        like = jax.tree.map(lambda one: one.astype(np.float64), like)
+        like = in_float64(like)
     expected = torch.movedim(module(torch.from_numpy(x)), 1, -1)
     check_weights(module, like, apply, expected)
 
@@ -617,7 +623,7 @@ class ResNet(nn.Module):
 def test_a_resnet_with_torchvisions_names():
     module, x = randomised(TorchResNet()), images(2, 3, 8, 8)
     like, apply = linen(ResNet(), channels_last(x))
-    like = jax.tree.map(lambda one: one.astype(np.float64), like)
+    like = in_float64(like)
     params = check_weights(module, like, apply, module(torch.from_numpy(x)), names=RESNET_NAMES)
     check_moments(module, {"params": params["params"]}, names=RESNET_NAMES)
 
