@@ -61,6 +61,11 @@ class Moment:
         return self.power != 2 and not self.is_nonnegative and not self.is_absolute
 
     @property
+    def is_of_weights(self) -> bool:
+        """Whether it is an average of the parameters themselves."""
+        return self.of.endswith("of the parameters")
+
+    @property
     def torch_names(self) -> tuple[str, ...]:
         """All names that PyTorch uses for it."""
         names = (self.torch,) if isinstance(self.torch, str) else tuple(self.torch.values())

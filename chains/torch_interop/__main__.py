@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         "--order", help="how an optimizer without names was made: 'model', 'trainer', or a file with one name a line"
     )
     convert.add_argument(
-        "--template", type=Path, help="back: a PyTorch file, whose model and optimizer are replaced, and the rest is kept"
+        "--template",
+        type=Path,
+        help="back: a PyTorch file, whose model and optimizer are replaced, and the rest is kept",
     )
     return parser
 

@@ -16,9 +16,9 @@ from ..algebra._paths import leaves_with_path, words
 from ..algebra._structure import StateArray, param_text, state_arrays
 from ..running._averaged_weights import average_called, averaged_weights, averages_of
 from ._check_file import TorchFile
-from ._layouts import Layout
 from ._names import Names, export_params, import_params, torch_name
 from ._reference import Reference
+from ._rules import Layouts
 from ._tensors import as_steps
 
 _MODULE = "module."  # what AveragedModel puts in front of its model's names
@@ -52,7 +52,7 @@ def read_averages(
     params: Any,
     averages: Any,
     names: Names,
-    layouts: Mapping[str, Layout] | None,
+    layouts: Layouts | None,
     problems: list[str],
     notes: list[str],
 ) -> list[tuple[StateArray, str, np.ndarray]]:
@@ -101,7 +101,7 @@ def _read(
     state_dict: Mapping[str, Any],
     params: Any,
     names: Names,
-    layouts: Mapping[str, Layout] | None,
+    layouts: Layouts | None,
     problems: list[str],
 ) -> tuple[dict[tuple[str, ...], np.ndarray], np.ndarray]:
     """The averages by the words of the parameters' paths, and how many weights are in them."""
@@ -138,7 +138,7 @@ def export_averages(
     state: Any,
     *,
     names: Names = torch_name,
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Layouts | None = None,
     name: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Creates the `state_dict` with which PyTorch's `AveragedModel` continues the average of a chain.

@@ -10,7 +10,7 @@ from linkax.transforms import Link, Moment, Own
 from ..algebra._structure import Groups, StateArray, flatten, groups_of, part_at
 from ..running._live import Live, live_already
 from ._group_matches import several_of_theirs
-from ._names import TorchParam
+from ._names import Place
 from ._reference import Fields, field_of, line, sign_of, within
 
 
@@ -35,7 +35,7 @@ def chain_groups(
     tx: optax.GradientTransformation,
     arrays: list[StateArray],
     params: Any,
-    found: Mapping[tuple[str, ...], TorchParam],
+    found: Mapping[tuple[str, ...], Place],
     hyperparams: Sequence[Mapping[str, Any]],
     problems: list[str],
 ) -> list[Group]:
@@ -56,7 +56,9 @@ def chain_groups(
         if len(theirs) > 1:
             members = {path: found[path].group for path in paths if path in found}
             whole = list(within(links, label))
-            group = several_of_theirs(".".join(label) or "the chain", whole, theirs, members, hyperparams, params, problems)
+            group = several_of_theirs(
+                ".".join(label) or "the chain", whole, theirs, members, hyperparams, params, problems
+            )
         every.append(
             Group(
                 label,
@@ -70,7 +72,7 @@ def chain_groups(
                     and label[: len(array.site.groups)] == array.site.groups
                     for array in arrays
                 ),
-                [found[path].name for path in paths if path in found],
+                list(dict.fromkeys(name for path in paths if path in found for name in found[path].whole.names)),
                 group,
             )
         )

@@ -16,9 +16,9 @@ from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
 from ._group_matches import check_equal
 from ._hyperparams import compare_direction
-from ._layouts import Layout
-from ._names import Names, refuse, torch_name, torch_params
+from ._names import Names, Place, every_counterpart, places, refuse, torch_name
 from ._reference import Fields, Reference, after, field_of, partners, reference_of
+from ._rules import Layouts
 from ._spec import has_whole_step, is_known, kept_shape, numbers_after
 from ._tensors import checked_steps
 
@@ -31,7 +31,7 @@ def export_state(
     *,
     names: Names = torch_name,
     order: Sequence[str] | None = None,
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Layouts | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
     """Creates the `state_dict` with which a PyTorch optimizer continues where a chain stopped.
@@ -84,7 +84,7 @@ def export_state(
     target = template.state_dict() if is_optimizer else template
     file = read_file("export_state: template", target, order, problems, with_values=False)
     arrays = state_arrays("export_state: state", tx, state, params)
-    found = torch_params(params, names, layouts, file.groups, problems)
+    found = places(every_counterpart(params, names, layouts, file.groups, problems), params)
     name = type(template).__name__ if is_optimizer else None
     references = [
         reference_of(f"PyTorch's group {index}", group, problems, name) for index, group in enumerate(file.hyperparams)
@@ -95,6 +95,7 @@ def export_state(
     problems += _half_done(arrays)
     states: dict[str, dict[str, Any]] = {name: {} for name in file.keys}
     parts = chain_groups(tx, arrays, params, found, file.hyperparams, problems)
+    shapes = {name: shape for place in found.values() for name, shape in place.whole.torch_shapes.items()}
     check_equal(((".".join(part.label), part.links, part.members) for part in parts), file.groups, problems)
     for part in parts:
         reference = None if part.group is None else references[part.group]
@@ -108,16 +109,27 @@ def export_state(
         count, has_begun = _count(part, reference, steps, problems)
         scalars = _scalars(part, reference, count, problems)
         early = reference is not None and reference.is_early
+        gathered: dict[Any, dict[int, Any]] = {}  # by PyTorch's key and counterpart, the leaves' arrays
         for array in part.arrays:
             partner = fields.get(field_of(array))
-            param = None if array.param is None else found.get(array.param)
-            if partner is None or param is None or not (has_begun or early):
+            place = None if array.param is None else found.get(array.param)
+            if partner is None or place is None or not (has_begun or early):
                 continue
-            value = param.to_torch(array.value)
-            states[param.name] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
-        shapes = {param.name: param.torch_shape for param in found.values()}
+            whole = place.whole
+            own = gathered.setdefault((partner.key, id(whole)), {})
+            own[place.index] = array.value
+            if len(own) < len(whole.shapes):
+                continue
+            assert isinstance(array.field, Moment)
+            leaves = [own.pop(index) for index in sorted(own)]
+            if not whole.is_plain and [np.shape(leaf) for leaf in leaves] != list(whole.shapes):
+                problems.append(whole.cannot_be_factored(partner.key))
+                continue
+            for tensor, value in whole.to_torch(leaves, are_weights=array.field.is_of_weights).items():
+                states[tensor] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
+        problems += _incomplete(gathered, found)
         for member in part.members:
-            _check_kept(member, states[member], reference, shapes[member], problems)
+            _check_kept(member, states[member], reference, shapes.get(member), problems)
     if is_optimizer:
         _check_shapes(template, states, problems)
     refuse("export_state: template must fit the chain and the parameters", problems)
@@ -131,6 +143,17 @@ def export_state(
         },
         "param_groups": target["param_groups"],
     }
+
+
+def _incomplete(gathered: Mapping[Any, Mapping[int, Any]], found: Mapping[tuple[str, ...], Place]) -> list[str]:
+    """What PyTorch has in one tensor, but the chain keeps only for some of its parts."""
+    by_id = {id(place.whole): place.whole for place in found.values()}
+    return [
+        f"{key} of {', '.join(by_id[one].names)} needs all of {by_id[one].text}, but the chain keeps it only for "
+        + ", ".join(by_id[one].use.paths[index] for index in sorted(own))
+        for (key, one), own in gathered.items()
+        if own
+    ]
 
 
 def _half_done(arrays: Iterable[StateArray]) -> list[str]:

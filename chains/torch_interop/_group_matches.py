@@ -41,7 +41,9 @@ def several_of_theirs(
     decays = {group: _plain(given.pop("weight_decay", 0)) for group, given in own.items()}
     decaying = [group for group in theirs if decays[group]]
     one = (decaying or list(theirs))[0]
-    apart = sorted({key for given in own.values() for key in given if any(given.get(key) != o.get(key) for o in own.values())})
+    apart = sorted(
+        {key for given in own.values() for key in given if any(given.get(key) != o.get(key) for o in own.values())}
+    )
     if apart:
         problems.append(
             f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}, with different {', '.join(apart)}"
@@ -69,9 +71,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "size", 1) in (1,) else value
 
 
-def _other_masks(
-    called: str, links: Sequence[Link], decays: Mapping[tuple[str, ...], bool], params: Any
-) -> list[str]:
+def _other_masks(called: str, links: Sequence[Link], decays: Mapping[tuple[str, ...], bool], params: Any) -> list[str]:
     """The parameters that decay on one side only: found by letting a decaying link act on ones."""
     ones = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf), jnp.result_type(leaf)), params)
     ours: set[tuple[str, ...]] = set()

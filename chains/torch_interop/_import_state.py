@@ -22,9 +22,9 @@ from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
 from ._clocks import check_clocks
 from ._hyperparams import Ours, compare_hyperparams
-from ._layouts import Layout
-from ._names import Names, TorchParam, refuse, torch_name, torch_params
+from ._names import Names, Place, every_counterpart, places, refuse, torch_name
 from ._reference import Fields, Reference, field_of, partners, reference_of
+from ._rules import Layouts
 from ._steps import Age, age_of, counts_around, counts_of
 from ._tensors import checked_steps
 
@@ -36,7 +36,7 @@ def import_state(
     *,
     names: Names = torch_name,
     order: Sequence[str] | None = None,
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Layouts | None = None,
     steps: int | None = None,
     averages: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -103,7 +103,7 @@ def import_state(
     file = read_file("import_state: state_dict", state_dict, order, problems)
     fresh = tx.init(params)
     arrays = state_arrays("import_state: tx", tx, fresh, params)
-    found = torch_params(params, names, layouts, file.groups, problems)
+    found = places(every_counterpart(params, names, layouts, file.groups, problems), params)
     references = [
         reference_of(f"PyTorch's group {index}", group, problems) for index, group in enumerate(file.hyperparams)
     ]
@@ -116,7 +116,7 @@ def import_state(
     owned = _owned(fresh, params)
     parts = chain_groups(tx, arrays, params, found, file.hyperparams, problems)
     placed = {name for part in parts for name in part.members}
-    known = {param.name for param in found.values()}  # the others are problems already
+    known = {name for place in found.values() for name in place.whole.names}  # the others are problems already
     idle = [name for name, keys in file.keys.items() if keys and name in known - placed]
     problems += [f"{name} has a state, but the chain keeps none for it" for name in idle]
     for part in parts:
@@ -126,7 +126,7 @@ def import_state(
         check_kept(part.arrays, problems)
         if reference is not None:
             _compare(part, fields, reference, problems, notes)
-        values |= _moments(part, fields, reference, found, file, steps is not None, owned, problems)
+        values |= _moments(part, fields, reference, found, file, steps is not None, owned, problems, notes)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
         check_clocks(part, age.steps, problems)
         if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
@@ -165,26 +165,47 @@ def _moments(
     part: Group,
     fields: Fields,
     reference: Reference | None,
-    found: Mapping[tuple[str, ...], TorchParam],
+    found: Mapping[tuple[str, ...], Place],
     file: TorchFile,
     has_steps: bool,
     owned: set[int],
     problems: list[str],
+    notes: list[str],
 ) -> dict[Any, Any]:
     """The moments of a group, from PyTorch's, each of which takes the place of a fresh one in memory."""
     _check_keys(part, fields, reference, found, file, has_steps, problems)
     values: dict[Any, Any] = {}
+    converted: dict[Any, list[np.ndarray | None]] = {}  # by field and counterpart
+    shapes = {(field_of(array), array.param): np.shape(array.value) for array in part.arrays}
     for array in part.arrays:
-        partner = fields.get(field_of(array))
-        param = None if array.param is None else found.get(array.param)
-        if partner is None or param is None or (given := file.states[param.name].get(partner.key)) is None:
+        field = field_of(array)
+        partner = fields.get(field)
+        place = None if array.param is None else found.get(array.param)
+        if partner is None or place is None:
             continue
-        what = f"{partner.key} of {param.name}"
-        value = param.to_jax(what, np.asarray(given), problems, np.shape(array.value))
+        whole, index = place
+        assert isinstance(array.field, Moment)
+        if (field, id(whole)) not in converted:
+
+            def read(name: str, key: str = partner.key) -> np.ndarray | None:
+                return file.states[name].get(key)
+
+            paths = [tuple(path.split("/")) for path in whole.use.paths]
+            converted[field, id(whole)] = whole.to_jax(
+                read,
+                problems,
+                key=partner.key,
+                are_weights=array.field.is_of_weights,
+                shapes=[shapes.get((field, path), shape) for path, shape in zip(paths, whole.shapes)],
+            )
+            if not array.field.is_of_weights:
+                notes += whole.compromises(read, converted[field, id(whole)], partner.key)
+        value = converted[field, id(whole)][index]
         if value is None:
             continue
+        converted[field, id(whole)][index] = None  # its memory is no longer needed
+        what = f"{partner.key} of {whole.names[0]}"
         reals = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
-        assert isinstance(array.field, Moment)
         if not array.field.has_sign and any(real.min(initial=0) < 0 for real in reals):
             problems.append(f"{what} must not be negative, because it is the {array.quantity}")
         if id(array.value) in owned and jnp.issubdtype(array.value.dtype, jnp.inexact):
@@ -207,7 +228,7 @@ def _check_keys(
     part: Group,
     fields: Fields,
     reference: Reference | None,
-    found: Mapping[tuple[str, ...], TorchParam],
+    found: Mapping[tuple[str, ...], Place],
     file: TorchFile,
     has_steps: bool,
     problems: list[str],
@@ -224,8 +245,9 @@ def _check_keys(
     has_place: dict[str, set[str]] = {name: set() for name in part.members}
     for array in part.arrays:
         partner = fields.get(field_of(array))
-        if partner is not None and array.param in found and found[array.param].name in has_place:
-            has_place[found[array.param].name].add(partner.key)
+        if partner is not None and array.param in found:
+            for name in set(found[array.param].whole.names) & has_place.keys():
+                has_place[name].add(partner.key)
     for name, own in has_place.items():
         if not file.keys[name]:  # PyTorch creates the state in a parameter's first step
             continue

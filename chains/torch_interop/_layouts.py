@@ -1,9 +1,8 @@
 """How PyTorch lays out the elements of a parameter, and which parameters need an explicit layout."""
 
-import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +15,8 @@ class Layout(NamedTuple):
     Attributes:
         to_jax: Converts PyTorch's NumPy array to Flax's.
         to_torch: The inverse.
+        is_flat: Whether PyTorch merges some of Flax's dimensions, such as heads and features of a head. What `to_jax`
+            returns is then reshaped.
 
     Example:
         >>> import numpy as np
@@ -27,10 +28,7 @@ class Layout(NamedTuple):
 
     to_jax: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-Layouts = Mapping[str, Layout]
-"""Layouts by the paths of parameters, or by patterns of paths, such as `"params/*/c_attn/kernel"`."""
+    is_flat: bool = False
 
 
 def _flipped(w: np.ndarray) -> np.ndarray:
@@ -57,9 +55,55 @@ CONV_TRANSPOSE_KERNEL = Layout(lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambd
 """`torch.nn.ConvTranspose1d` to `3d`, (in, out, *space), in `flax.linen.ConvTranspose(transpose_kernel=True)`,
 (*space, out, in)."""
 
+
+def equinox_conv_transpose(groups: int = 1) -> Layout:
+    """`torch.nn.ConvTranspose1d` to `3d`, (in, out / groups, *space), in Equinox's, (out, in / groups, *space).
+
+    Args:
+        groups: The number of groups of channels, 1 or more.
+
+    Returns:
+        The layout of the weight: Equinox slides it as is, PyTorch reversed.
+
+    Example:
+        >>> import numpy as np
+        >>> from linkax.chains.torch_interop import equinox_conv_transpose
+        >>> equinox_conv_transpose(groups=2).to_jax(np.ones((4, 3, 5))).shape
+        (6, 2, 5)
+
+    Source:
+        `equinox.nn.ConvTranspose`.
+    """
+
+    def convert(w: np.ndarray) -> np.ndarray:
+        reversed_ = np.flip(w, tuple(range(2, w.ndim)))
+        grouped = reversed_.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
+        return grouped.reshape(groups * w.shape[1], w.shape[0] // groups, *w.shape[2:])
+
+    return Layout(convert, convert)
+
+
 HF_CONV1D = IDENTITY
 """Hugging Face's `Conv1D` (GPT-2), (in, out), in `flax.linen.Dense`, (in, out); in their `FlaxConv1D`, (out, in), it is
 `LINEAR`."""
+
+FLAT = Layout(lambda w: w, lambda w: w.reshape(-1), is_flat=True)
+"""A vector in an array of more dimensions: the biases of queries, (heads * features), in (heads, features); Equinox's
+biases of convolutions, (out, 1, 1)."""
+
+
+def _heads_merged(w: np.ndarray) -> np.ndarray:
+    if w.ndim != 3:
+        raise ValueError("it must have the dimensions features, heads, and features of a head")
+    return w.reshape(w.shape[0], -1).T
+
+
+HEADS = Layout(lambda w: w.T, _heads_merged, is_flat=True)
+"""`torch.nn.Linear` that makes queries, keys or values, (heads * features, in), in Flax's attention, (in, heads,
+features)."""
+
+MERGED_HEADS = Layout(lambda w: w.T, lambda w: w.reshape(-1, w.shape[-1]).T, is_flat=True)
+"""`torch.nn.Linear` behind an attention, (out, heads * features), in Flax's attention, (heads, features, out)."""
 
 _READY = {
     "IDENTITY": IDENTITY,
@@ -67,102 +111,33 @@ _READY = {
     "CONV": CONV,
     "CONV_TRANSPOSE": CONV_TRANSPOSE,
     "CONV_TRANSPOSE_KERNEL": CONV_TRANSPOSE_KERNEL,
+    "FLAT": FLAT,
+    "HEADS": HEADS,
+    "MERGED_HEADS": MERGED_HEADS,
 }
 
 
 def default_layout(path: str, shape: tuple[int, ...]) -> Layout:
     """The layout of a parameter for which none is given."""
-    return CONV if path.rpartition("/")[2] == "kernel" and len(shape) >= 2 else IDENTITY
+    leaf = path.rpartition("/")[2]
+    if leaf == "bias" and len(shape) >= 2 and set(shape[1:]) == {1}:  # Equinox's convolutions
+        return FLAT
+    return CONV if leaf == "kernel" and len(shape) >= 2 else IDENTITY
 
 
-def given_layout(layouts: Layouts, path: str, problems: list[str]) -> Layout | None:
-    """The layout that was given for a path: its own, or that of the pattern that it matches."""
-    if path in layouts:
-        return layouts[path]
-    matching = [pattern for pattern in layouts if fnmatch.fnmatchcase(path, pattern)]
-    if len({layouts[pattern] for pattern in matching}) > 1:
-        problems.append(f"layouts has different ones for {path}: {', '.join(matching)}")
-    return layouts[matching[0]] if matching else None
-
-
-def output_axis(layouts: Layouts, path: str, leaf: Any) -> int:
-    """Where the first axis of PyTorch's matrix is: the one that its Muon takes for the output's."""
-    layout = _layout_of(layouts, path, leaf)
-    return _single("output_axis", path, torch_axes(layout, leaf.shape)[:1])
-
-
-def default_output_axis(path: str, leaf: Any) -> int:
-    """`output_axis` without any layouts: a function with a name, so that chains with it are equal."""
-    return output_axis({}, path, leaf)
-
-
-def factored_axes(layouts: Layouts, path: str, leaf: Any) -> tuple[int, int] | None:
-    """Where the last two axes of PyTorch's array are, which its Adafactor factors; `None` if that has only one axis."""
-    theirs = torch_axes(_layout_of(layouts, path, leaf), leaf.shape)
-    if len(theirs) < 2:
-        return None
-    return _single("axes", path, theirs[-2:-1]), _single("axes", path, theirs[-1:])
-
-
-def default_factored_axes(path: str, leaf: Any) -> tuple[int, int] | None:
-    """`factored_axes` without any layouts."""
-    return factored_axes({}, path, leaf)
-
-
-def _layout_of(layouts: Layouts, path: str, leaf: Any) -> Layout:
-    problems: list[str] = []
-    layout = given_layout(layouts, path, problems)
-    if problems:
-        raise ValueError(f"from_torch: {problems[0]}")
-    return layout or default_layout(path, leaf.shape)
-
-
-def _single(argument: str, path: str, axes: Sequence[Sequence[int]]) -> int:
-    if len(axes) != 1 or len(axes[0]) != 1:
-        raise ValueError(
-            f"from_torch: {argument} of {path or 'the parameter'} must be one axis each, but its layout splits or joins "
-            "PyTorch's; give the chain's link an axis of your own"
-        )
-    return axes[0][0]
-
-
-def torch_axes(layout: Layout, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """For each axis of PyTorch's array, the axes along which its index changes in an array of this shape in JAX."""
-    for probe in ((2,) * len(shape), shape):  # a layout that reshapes may take its own shape only
-        theirs = torch_shape(layout, probe)
-        if theirs is None:
-            continue
-        found = []
-        for axis, size in enumerate(theirs):
-            index = np.arange(size).reshape([size if one == axis else 1 for one in range(len(theirs))])
-            try:
-                moved = np.asarray(layout.to_jax(np.broadcast_to(index, theirs)))
-            except Exception:  # the layout may be the user's
-                break
-            found.append(tuple(one for one in range(moved.ndim) if np.any(np.diff(moved, axis=one))))
-        else:
-            return found
-    return []
-
-
-def torch_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape in PyTorch of an array of this shape in JAX; `None` if the layout does not accept it."""
-    return _shape(layout.to_torch, shape)
-
-
-def unused_layouts(layouts: Layouts, paths: Sequence[str]) -> list[str]:
-    """The paths and patterns that match no parameter."""
-    return [one for one in layouts if one not in paths and not fnmatch.filter(paths, one)]
+def layout_name(layout: Layout) -> str:
+    """The name of a ready-made layout."""
+    return next((name for name, one in _READY.items() if one == layout), "Layout")
 
 
 def fitting_layouts(theirs: tuple[int, ...], ours: tuple[int, ...]) -> list[str]:
     """The ready-made layouts that turn an array of PyTorch's shape into one of ours."""
-    names = [name for name in _READY if name == "IDENTITY" or len(theirs) >= 2]
+    names = ["IDENTITY", "CONV", "CONV_TRANSPOSE", "CONV_TRANSPOSE_KERNEL"] if len(theirs) >= 2 else ["IDENTITY"]
     if len(theirs) == 2:  # without spatial dimensions, the others equal these two
         names = ["IDENTITY", "LINEAR"]
-    elif "LINEAR" in names:
-        names.remove("LINEAR")
-    return [name for name in names if _shape(_READY[name].to_jax, theirs) == ours]
+    found = [name for name in names if _shape(_READY[name].to_jax, theirs) == ours]
+    flat = [name for name, layout in _READY.items() if layout.is_flat and len(ours) > len(theirs)]
+    return found + [name for name in flat if _shape(_READY[name].to_torch, ours) == theirs]
 
 
 def untold_siblings(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Layout]) -> list[str]:
@@ -220,15 +195,3 @@ def _pattern(paths: Sequence[str]) -> str:
     leaf = paths[0].rpartition("/")[2]
     name = modules.pop() if len(modules) == 1 else f"{_unnumbered(modules.pop())}*"
     return f"*/{name}/{leaf}"
-
-
-def as_layouts(layouts: Any, problems: list[str]) -> Layouts:
-    """The argument; entries that are not layouts are left out and added to the problems."""
-    if layouts is None:
-        return {}
-    if not isinstance(layouts, Mapping):
-        problems.append(f"layouts must be a dictionary from paths to layouts, got {layouts!r}")
-        return {}
-    wrong = {path: one for path, one in layouts.items() if not isinstance(path, str) or not isinstance(one, Layout)}
-    problems += [f"layouts must have a Layout for {path!r}, got {one!r}" for path, one in wrong.items()]
-    return {path: one for path, one in layouts.items() if path not in wrong}

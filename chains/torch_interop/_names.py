@@ -9,17 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..algebra._paths import leaves_with_path, path_text, words
-from ._layouts import (
-    Layout,
-    Layouts,
-    as_layouts,
-    default_layout,
-    fitting_layouts,
-    given_layout,
-    torch_shape,
-    untold_siblings,
-    unused_layouts,
-)
+from ._counterparts import Counterpart, counterparts
+from ._layouts import Layout, untold_siblings
+from ._matching import uses_of
+from ._rules import Layouts
 from ._tensors import as_numpy
 from ._torch_groups import names_by_group, read_groups
 
@@ -47,10 +40,13 @@ def torch_name(path: str) -> str:
     Source:
         `torch.nn.Module.named_parameters`.
     """
-    *modules, leaf = path.removeprefix("params/").split("/")
-    if modules[:1] == ["batch_stats"]:
-        return ".".join([*modules[1:], f"running_{leaf}"])
-    return ".".join([*modules, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
+    collection, *inside = path.split("/")
+    if collection == "batch_stats":
+        renamed_leaves = {"mean": "running_mean", "var": "running_var"}
+    else:
+        inside = inside if collection == "params" else [collection, *inside]
+        renamed_leaves = dict.fromkeys(("kernel", "scale", "embedding"), "weight")
+    return ".".join([*inside[:-1], *(renamed_leaves.get(leaf, leaf) for leaf in inside[-1:])])
 
 
 def name_of(names: Names, path: str) -> str | None:
@@ -60,90 +56,52 @@ def name_of(names: Names, path: str) -> str | None:
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
 
 
-class TorchParam(NamedTuple):
-    """A parameter as PyTorch has it."""
+class Place(NamedTuple):
+    """Where a leaf is in its counterpart."""
 
-    path: str
-    name: str
-    group: int
-    layout: Layout
-    shape: tuple[int, ...]  # in JAX
-    is_complex: bool
+    whole: Counterpart
+    index: int  # among the counterpart's leaves
 
     @property
-    def torch_shape(self) -> tuple[int, ...] | None:
-        """The shape in PyTorch; `None` if the layout does not accept the one in JAX."""
-        return torch_shape(self.layout, self.shape)
-
-    def to_jax(
-        self, what: str, array: np.ndarray, problems: list[str], shape: tuple[int, ...] | None = None
-    ) -> np.ndarray | None:
-        """An array of the parameter in JAX's layout; mismatches are added to the problems.
-
-        `shape` is the one that it must have there, if that is not the parameter's.
-        """
-        shape = self.shape if shape is None else shape
-        try:
-            converted = self.layout.to_jax(array)
-        except Exception as error:  # the layout may be the user's
-            problems.append(f"{what} has the shape {array.shape}, which its layout does not accept ({error})")
-            return None
-        if np.shape(converted) != shape:
-            fitting = fitting_layouts(array.shape, shape)
-            hint = f"; it fits with layouts={{{self.path!r}: torch_interop.{' or '.join(fitting)}}}" if fitting else ""
-            problems.append(
-                f"{what} has the shape {array.shape}, in JAX {np.shape(converted)}, instead of {shape}{hint}"
-            )
-            return None
-        if np.iscomplexobj(converted) and not self.is_complex:
-            problems.append(f"{what} is complex, but its parameter is real")
-            return None
-        return converted
-
-    def to_torch(self, value: Any) -> np.ndarray:
-        """An array in PyTorch's layout, with its own memory; float32 for dtypes that PyTorch cannot read from NumPy."""
-        array = np.asarray(value)
-        return np.array(self.layout.to_torch(array.astype(np.float32) if array.dtype.kind == "V" else array), order="C")
+    def group(self) -> int:
+        """PyTorch's group."""
+        assert self.whole.group is not None
+        return self.whole.group
 
 
-def torch_params(
-    params: Any, names: Names, layouts: Layouts | None, groups: Sequence[Mapping[str, Any]], problems: list[str]
-) -> dict[tuple[str, ...], TorchParam]:
-    """PyTorch's counterparts of the parameters, by the words of their paths; what only one side has is a problem.
+def every_counterpart(
+    params: Any,
+    names: Names,
+    layouts: Layouts | None,
+    groups: Sequence[Mapping[str, Any]] | None,
+    problems: list[str],
+    ignored: tuple[str, ...] = (),
+) -> list[Counterpart]:
+    """The counterparts of all parameters; what only PyTorch has is a problem.
 
     Warns of parameters whose layout was not given although that of similar ones was.
     """
-    layouts = as_layouts(layouts, problems)
-    group_of = {name: index for index, group in enumerate(groups) for name in group}
-    found: dict[tuple[str, ...], TorchParam] = {}
-    seen: dict[str, str] = {}
-    given: dict[str, Layout] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for keys, leaf in leaves_with_path(params):
-        path = path_text(keys)
-        shapes[path] = np.shape(leaf)
-        if (layout := given_layout(layouts, path, problems)) is not None:
-            given[path] = layout
-        name = name_of(names, path)
-        if name is None:
-            problems.append(f"names has no name for {path}")
-        elif not isinstance(name, str):
-            problems.append(f"names must have a string for {path}, got {name!r}")
-        elif name in seen:
-            problems.append(f"{path} and {seen[name]} are both called {name}")
-        else:
-            seen[name] = path
-            if name in group_of:
-                layout = layout or default_layout(path, shapes[path])
-                is_complex = np.iscomplexobj(leaf)
-                found[words(keys)] = TorchParam(path, name, group_of[name], layout, shapes[path], is_complex)
-    problems += [
-        f"layouts has one for {one}, which is not a parameter" for one in unused_layouts(layouts, list(shapes))
-    ]
-    problems += [f"PyTorch has {name}, but no parameter has that name" for name in group_of if name not in seen]
+    leaves = {path_text(keys): leaf for keys, leaf in leaves_with_path(params)}
+    named = names if isinstance(names, Mapping) else ()
+    uses = uses_of({path: np.shape(leaf) for path, leaf in leaves.items()}, layouts, named, problems)
+    found = counterparts(leaves, uses, lambda path: name_of(names, path), groups, problems, ignored)
+    alone = [one.use for one in found if isinstance(one.use.what, Layout) and one.use.stack is None]
+    given = {use.where: use.what for use in alone if use.is_given}
+    shapes = {use.where: np.shape(leaves[use.where]) for use in alone}
     for warning in untold_siblings(shapes, given) if not problems else ():
         warnings.warn(warning, stacklevel=3)
     return found
+
+
+def places(every: Sequence[Counterpart], params: Any) -> dict[tuple[str, ...], Place]:
+    """Where the parameters that PyTorch has are in their counterparts, by the words of their paths."""
+    keys = {path_text(path): words(path) for path, _ in leaves_with_path(params)}
+    return {
+        keys[path]: Place(one, index)
+        for one in every
+        if one.group is not None
+        for index, path in enumerate(one.use.paths)
+    }
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
@@ -154,20 +112,29 @@ def refuse(what: str, problems: Sequence[str]) -> None:
 
 
 def torch_labels(
-    param_groups: Sequence[Mapping[str, Any]], *, names: Names = torch_name, order: Sequence[str] | None = None
+    param_groups: Sequence[Mapping[str, Any]],
+    params: Any = None,
+    *,
+    names: Names = torch_name,
+    order: Sequence[str] | None = None,
+    layouts: Layouts | None = None,
 ) -> Callable[[str, Any], str]:
     """The labels for `from_torch` and `chains.param_groups`: the PyTorch group that each parameter belongs to.
 
     Args:
         param_groups: The `param_groups` of a `state_dict`.
+        params: The parameters, or their shapes. Without them, every parameter must be one tensor in PyTorch: no fused
+            attention, no stacked layers.
         names: As for `import_state`.
         order: As for `import_state`.
+        layouts: As for `import_state`.
 
     Returns:
         A function from a parameter's path, and the parameter, to the index of its group as a string.
 
     Raises:
-        ValueError: If the groups do not name their parameters, and neither does `order`.
+        ValueError: If the groups do not name their parameters, and neither does `order`; with `params`, also if the
+            names do not fit.
 
     Example:
         >>> from linkax.chains.torch_interop import torch_labels
@@ -183,12 +150,19 @@ def torch_labels(
     groups = [] if problems else names_by_group(groups, order, problems)
     if problems:
         raise ValueError("torch_labels: " + "\n  ".join(problems))
-    group_of = {name: str(index) for index, group in enumerate(groups) for name in group}
+    none = f"none of {len(groups)}"
+    if params is not None:
+        every = every_counterpart(params, names, layouts, groups, problems)
+        refuse("torch_labels: the groups must fit the parameters", problems)
+        labels = {path: none if one.group is None else str(one.group) for one in every for path in one.use.paths}
+    elif layouts is not None:
+        raise ValueError("torch_labels: params must be given with layouts, got None")
+    else:
+        group_of = {name: str(index) for index, group in enumerate(groups) for name in group}
 
     def label(path: str, leaf: Any) -> str:
         del leaf
-        name = name_of(names, path)
-        return group_of.get(name or "", f"none of {len(groups)}")
+        return labels.get(path, none) if params is not None else group_of.get(name_of(names, path) or "", none)
 
     return label
 
@@ -198,7 +172,7 @@ def import_params(
     state_dict: Mapping[str, Any],
     *,
     names: Names = torch_name,
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Layouts | None = None,
 ) -> Any:
     """Copies the values of a PyTorch model's `state_dict` into a tree of parameters.
 
@@ -231,24 +205,21 @@ def import_params(
         `torch.nn.Module.state_dict`.
     """
     problems: list[str] = []
-    paths = [path_text(keys) for keys, _ in leaves_with_path(params)]
-    wanted = {name_of(names, path) for path in paths}
-    theirs = {name: None for name in state_dict if name in wanted or not name.endswith(BUFFERS)}
-    found = torch_params(params, names, layouts, [theirs], problems)
-    lacking = [path_text(keys) for keys, _ in leaves_with_path(params) if words(keys) not in found]
-    problems += [f"PyTorch has nothing for {path}" for path in lacking]
-    values = {}
-    for path, one in found.items():
-        array = as_numpy(one.name, state_dict[one.name], problems)
-        values[path] = None if array is None else one.to_jax(one.name, array, problems)
+    leaves = {path_text(keys): leaf for keys, leaf in leaves_with_path(params)}
+    values: dict[str, Any] = {}
+    for one in every_counterpart(params, names, layouts, [state_dict], problems, BUFFERS):
+        if one.group is None:
+            problems.append(one.nothing)
+            continue
+        converted = one.to_jax(lambda name: as_numpy(name, state_dict[name], problems), problems)
+        for path, array in zip(one.use.paths, converted):
+            # A copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory.
+            values[path] = None if array is None else jnp.array(array, leaves[path].dtype)
     refuse("import_params: state_dict must fit the parameters", problems)
-    # A copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory.
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: jnp.array(values[words(keys)], leaf.dtype), params)
+    return jax.tree_util.tree_map_with_path(lambda keys, _: values[path_text(keys)], params)
 
 
-def export_params(
-    params: Any, *, names: Names = torch_name, layouts: Mapping[str, Layout] | None = None
-) -> dict[str, np.ndarray]:
+def export_params(params: Any, *, names: Names = torch_name, layouts: Layouts | None = None) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and in its layout, as NumPy arrays.
 
     Args:
@@ -272,9 +243,10 @@ def export_params(
         `torch.nn.Module.load_state_dict`.
     """
     problems: list[str] = []
-    leaves = leaves_with_path(params)
-    paths = [path_text(keys) for keys, _ in leaves]
-    own = {name_of(names, path): None for path in paths}
-    found = torch_params(params, names, layouts, [{name: None for name in own if name is not None}], problems)
+    every = every_counterpart(params, names, layouts, None, problems)
     refuse("export_params: every parameter must have a unique name", problems)
-    return {found[words(keys)].name: found[words(keys)].to_torch(leaf) for keys, leaf in leaves}
+    values = {path_text(keys): leaf for keys, leaf in leaves_with_path(params)}
+    found: dict[str, np.ndarray] = {}
+    for one in every:
+        found |= one.to_torch([values[path] for path in one.use.paths])
+    return found

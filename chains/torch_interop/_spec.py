@@ -24,15 +24,9 @@ from ..optimizers._rprop import rprop
 from ..optimizers._sgd import sgd
 from ..optimizers._sparse_adam import sparse_adam
 from ..running._param_groups import param_groups
-from ._layouts import (
-    Layout,
-    Layouts,
-    as_layouts,
-    default_factored_axes,
-    default_output_axis,
-    factored_axes,
-    output_axis,
-)
+from ._axes import default_factored_axes, default_output_axis, factored_axes, output_axis
+from ._matching import checked_layouts
+from ._rules import Layouts
 from ._scheduled import plans
 from ._scheduled import report as scheduler_report
 
@@ -188,7 +182,7 @@ def from_torch(
     labels: Any = None,
     *,
     learning_rate: Rate | Sequence[Rate] | None = None,
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Layouts | None = None,
     schedulers: Any = None,
     steps_per_epoch: int | Sequence[int] = 1,
     offset: int | None = None,
@@ -244,7 +238,7 @@ def from_torch(
         why = f", which {_REFUSED[name]}" if name in _REFUSED else ""
         raise ValueError(f"from_torch: optimizer must be one of {', '.join(_KINDS)}, got {name}{why}")
     problems: list[str] = []
-    layouts = as_layouts(layouts, problems)
+    layouts = checked_layouts(layouts, problems)
     if problems:
         raise ValueError(f"from_torch: {'; '.join(problems)}")
     if schedulers is not None:

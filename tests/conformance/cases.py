@@ -20,7 +20,7 @@ from linkax.chains import (
     sgd,
     sparse_adam,
 )
-from linkax.chains.torch_interop._layouts import default_factored_axes, default_output_axis
+from linkax.chains.torch_interop._axes import default_factored_axes, default_output_axis
 
 CHAINS: Mapping[str, Callable[..., Chain]] = {
     "SGD": sgd,
@@ -104,6 +104,9 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Rprop", {}),
     ("Rprop", {"lr": 1.0, "etas": (0.7, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True}),
     ("Adafactor", {}),
-    ("Adafactor", {"lr": 0.1, "beta2_decay": -0.5, "eps": (1e-3, 0.5), "d": 1.5, "weight_decay": 0.1, "maximize": True}),
+    (
+        "Adafactor",
+        {"lr": 0.1, "beta2_decay": -0.5, "eps": (1e-3, 0.5), "d": 1.5, "weight_decay": 0.1, "maximize": True},
+    ),
     ("Adafactor", {"lr": 1e-3, "eps": (1e-30, 1e-3), "beta2_decay": -1.0}),
 )

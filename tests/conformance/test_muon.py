@@ -177,5 +177,7 @@ def test_what_pytorch_refuses_is_refused():
             chain_like("Muon", arguments)
     with pytest.raises(ValueError, match="Muon only supports 2D"):
         torch.optim.Muon([torch.nn.Parameter(torch.zeros(2))])
-    with pytest.raises(ValueError, match=r"orthogonalize: params must be a real matrix, got b of shape \(2,\); .*param_g"):
+    with pytest.raises(
+        ValueError, match=r"orthogonalize: params must be a real matrix, got b of shape \(2,\); .*param_g"
+    ):
         chain_like("Muon", {}).init({"w": jnp.ones((2, 2)), "b": jnp.ones(2)})

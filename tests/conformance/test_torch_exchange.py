@@ -330,7 +330,9 @@ def test_tensors_as_hyperparameters_and_another_way_to_say_adamw():
 
 def test_what_is_no_optimizer_of_ours_is_refused():
     weight = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got LBFGS, which evaluates .* optax.lbfgs"):
+    with pytest.raises(
+        ValueError, match="from_torch: optimizer must be one of SGD, .*, got LBFGS, which evaluates .* optax.lbfgs"
+    ):
         from_torch(torch.optim.LBFGS([weight]))
     with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got Lars$"):
         from_torch(("Lars", {}))

@@ -332,7 +332,7 @@ def test_every_problem_is_in_one_error_and_nothing_is_half_loaded():
         "the state has an entry 9 that belongs to no group",
         "betas is (0.5, 0.99) in PyTorch's group 0, but the chain has decay=0.9 in first",
         "amsgrad is True in PyTorch's group 0, but the chain has no second.running_max",
-        "layouts must have a Layout for 'params/nowhere', got 1",
+        "layouts must have a Layout or a rule for 'params/nowhere', got 1",
     ):
         assert problem in text
     assert text.count("\n") == int(text.split("got ")[1].split()[0])  # one line each
