@@ -40,7 +40,7 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
 }
 
 PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
-RENAMED = {"lr": "learning_rate", "alpha": "decay", "d": "clip"}
+RENAMED = {"lr": "learning_rate", "alpha": "decay", "d": "threshold"}
 
 
 def chain_like(name: str, arguments: Mapping[str, Any], **own: Any) -> Chain:
