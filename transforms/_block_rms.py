@@ -64,7 +64,7 @@ def clip_by_rms(threshold: Threshold) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-@link("step", is_leafwise=True, factor=None)
+@link("step", is_leafwise=True, factor=None, knobs={"smallest": "eps2"})
 def scale_by_param_rms(smallest: NonNegative = 1e-3) -> optax.GradientTransformation:
     """Multiplies the update of every array by the root mean square of its parameter.
 

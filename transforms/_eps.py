@@ -8,7 +8,7 @@ from jax import lax
 
 from ._check import NonNegative
 from ._leaves import like, map_updates, on_reals, or_spacing, safe_sqrt, scalar, wide
-from ._link import link
+from ._link import InFront, link
 
 
 @link("moment", is_leafwise=True, is_row_local=True, out="{}")
@@ -58,7 +58,7 @@ def add_eps(eps: NonNegative, eps_in_sqrt: bool = False) -> optax.GradientTransf
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-@link("moment", is_leafwise=True, is_row_local=True, out="{}")
+@link("moment", is_leafwise=True, is_row_local=True, out="{}", knobs={"eps": InFront("second", knob="eps1")})
 def at_least_eps(eps: NonNegative | None = None) -> optax.GradientTransformation:
     """Raises a second moment to ε² wherever it is smaller, so that its root is at least ε.
 

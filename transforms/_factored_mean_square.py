@@ -66,7 +66,7 @@ def _alternatives(axes: Axes, **rest: Any) -> Iterator[Alternative]:
     },
     out="mean square of {}",
     alternatives=_alternatives,
-    knobs={"decay": "decay"},
+    knobs={"decay": "decay", "power": "power", "eps": "eps1"},
 )
 def factored_mean_square(
     decay: Fraction = 1.0,

@@ -7,7 +7,7 @@ import optax
 
 from ._check import Rate
 from ._leaves import like, map_updates, times, wide
-from ._link import link
+from ._link import InFront, link
 
 
 @link(
@@ -16,6 +16,7 @@ from ._link import link
     sets_sign=True,
     is_row_local=True,
     factor=lambda learning_rate: None if callable(learning_rate) else -learning_rate,
+    knobs={"learning_rate": InFront("", knob="learning_rate")},
 )
 def scale_by_learning_rate(learning_rate: Rate) -> optax.GradientTransformation:
     """Multiplies by minus the learning rate, so that adding the result to the parameters goes downhill.

@@ -198,8 +198,7 @@ def mean_accumulator(leaf: Any, axis: int) -> jax.Array:
     shape = tuple(1 if index == axis else size for index, size in enumerate(shape_of(leaf)))
     sharding = None if is_traced(leaf) else getattr(leaf, "sharding", None)
     if isinstance(sharding, NamedSharding):
-        spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-        spec[axis] = None
+        spec = [None if index == axis else one for index, one in enumerate(sharding.spec)]
         return jnp.zeros(shape, accumulator_dtype(leaf), device=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
     if is_traced(leaf):  # the compiler, or the mesh, knows the sharding of a sum
         return jnp.sum(jnp.zeros_like(leaf, accumulator_dtype(leaf)), axis, keepdims=True)

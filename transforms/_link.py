@@ -100,9 +100,11 @@ class InFront(NamedTuple):
     Attributes:
         slot: Where the average is if it is not next to the link, but inside a preceding `moment_ratio` or in another
             moment of the same one: `"first"` or `"second"`.
+        knob: The name under which the number before the link is set, if only a number of that name is meant.
     """
 
     slot: str
+    knob: str = ""
 
 
 class ScheduledState(NamedTuple):

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Any
 
-import optax
-
 from linkax.transforms import (
     NonNegative,
     Rate,
@@ -33,7 +31,7 @@ def adafactor(
     power: NonNegative = 0.8,
     eps1: NonNegative | None = None,
     eps2: NonNegative = 1e-3,
-    clip: Annotated[Number | Schedule, Interval("[1, inf)", schedule=True)] = 1.0,
+    threshold: Annotated[Number | Schedule, Interval("[1, inf)", schedule=True)] = 1.0,
     axes: Axes = (-2, -1),
     weight_decay: Rate | None = None,
     weight_decay_mask: Any = None,
@@ -53,7 +51,7 @@ def adafactor(
         power: p ≥ 0, how fast the share of a new square falls, or a schedule of it.
         eps1: ε1 ≥ 0, in the gradient's units; or a schedule of it. `None` for 1.2e-7 in float32, 2.2e-16 in float64.
         eps2: ε2 ≥ 0, in the parameters' units, the smallest size that parameters count as; or a schedule of it.
-        clip: d ≥ 1, the largest root mean square of u, or a schedule of it.
+        threshold: d ≥ 1, the largest root mean square of u, or a schedule of it.
         axes: Which axis of an array counts rows and which columns: `(-2, -1)` for the last two, `None` to factor
             nothing, or a function from a parameter's path and shape to one of these; see `factored_mean_square`.
             `from_torch` sets it so that the axes are PyTorch's.
@@ -72,7 +70,7 @@ def adafactor(
         TypeError: If an argument has the wrong type.
 
     Differences:
-        PyTorch: `lr` for `learning_rate`, `beta2_decay` for −`power`, `eps` for `(eps1, eps2)`, `d` for `clip`; its ε1
+        PyTorch: `lr` for `learning_rate`, `beta2_decay` for −`power`, `eps` for `(eps1, eps2)`, `d` for `threshold`; its ε1
         for bfloat16 parameters is 0.0078. The last two axes of a convolution are the spatial ones there, and inputs and
         outputs in Flax. `optax.adafactor` and the paper add ε1 to the squares; see `factored_mean_square`.
 
@@ -82,7 +80,6 @@ def adafactor(
         chain
         ├─ moment_ratio(eps=None)                                           moment
         │  ├─ first
-        │  │  └─ identity()
         │  └─ second
         │     ├─ factored_mean_square(decay=1.0, power=0.8, axes=[-2, -1])  moment
         │     └─ at_least_eps()                                             moment
@@ -98,11 +95,11 @@ def adafactor(
     tx = chain(
         when(maximize, negate_grad),
         moment_ratio(
-            optax.identity(),
+            chain(),
             chain(factored_mean_square(power=power, axes=axes, eps=eps1), at_least_eps(eps1)),
             eps=None,
         ),
-        clip_by_rms(clip),
+        clip_by_rms(threshold),
         scale_by_param_rms(eps2),
         limit_learning_rate(learning_rate),
         when(weight_decay, decoupled_weight_decay, weight_decay, weight_decay_mask),

@@ -86,6 +86,10 @@ class Panel:
             ((_, own),) = one.targets
             if own != argument:
                 continue
+            together = [knob for knob in self._knobs if len(knob.targets) > 1 and one.targets[0] in knob.targets]
+            if together:
+                yield together[0].name, together[0]
+                continue
             *around, _, _ = one.name.split(".")
             for name in (argument, ".".join([*around, argument]), one.name):
                 try:
@@ -144,10 +148,13 @@ def _draft(
                 continue
             value = link.hyperparams[argument]
             if not isinstance(name, InFront):
-                own.setdefault(name, _Draft(prefix + (called or name), value, [])).targets.append((here, argument))
+                is_decay = called is not None and name in ("decay", "momentum")
+                name = called if is_decay and called else name
+                own.setdefault(name, _Draft(prefix + name, value, [])).targets.append((here, argument))
                 continue
             for knob, slot in reversed(front):
-                if slot in (None, name.slot) and identity_of(knob.value) == identity_of(value):
+                is_meant = slot in (None, name.slot) and name.knob in ("", knob.name.rpartition(".")[2])
+                if is_meant and identity_of(knob.value) == identity_of(value):
                     knob.targets.append((here, argument))
                     break
         found += own.values()

@@ -289,7 +289,7 @@ def _check_opaque(old_tx: optax.GradientTransformation, new_tx: optax.GradientTr
 def _renested(old: list[StateArray], params: Any) -> list[StateArray]:
     """The old arrays under their parameters' new names, if only a common prefix of these has changed."""
     shapes = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
-    before: dict[Any, Any] = {array.param: np.shape(array.value) for array in old if isinstance(array.field, Moment)}
+    before = _param_shapes(array for array in old if isinstance(array.field, Moment))
     if not before or not shapes or before.keys() & shapes.keys():
         return old
 
@@ -352,6 +352,7 @@ def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], para
     """The old group that each parameter comes from: that of its moments, or by label if the group has none."""
     shapes: dict[Param | None, Any] = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
     with_moments = {array.site.groups for array in old if array.is_moment}
+    before = _param_shapes(array for array in old if array.is_moment)
     homes: dict[Param | None, Groups] = {
         path: groups
         for path, groups in groups_of(flatten("migrate", old_tx), params).items()
@@ -360,8 +361,17 @@ def _homes(old_tx: optax.GradientTransformation, old: Iterable[StateArray], para
     return homes | {
         array.param: array.site.groups
         for array in old
-        if array.is_moment and np.shape(array.value) == shapes.get(array.param)
+        if array.is_moment and before[array.param] == shapes.get(array.param)
     }
+
+
+def _param_shapes(arrays: Iterable[StateArray]) -> dict[Any, tuple[int, ...]]:
+    """The shapes of parameters, from those of their arrays; what has means along an axis has one element there."""
+    found: dict[Any, tuple[int, ...]] = {}
+    for array in arrays:
+        shape, other = np.shape(array.value), found.get(array.param, ())
+        found[array.param] = tuple(map(max, shape, other)) if len(shape) == len(other) else shape
+    return found
 
 
 def _sources(

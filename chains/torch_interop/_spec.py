@@ -53,7 +53,7 @@ def _asgd_share(steps: int, t0: float = 1e6, **_: Any) -> float:
 
 def _adafactor_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Adafactor's arguments with our names: PyTorch's `beta2_decay` is the exponent itself."""
-    renamed = {"d": "clip", "beta2_decay": "power"}
+    renamed = {"d": "threshold", "beta2_decay": "power"}
     if "beta2_decay" in given:
         given = {**given, "beta2_decay": -given["beta2_decay"]}
     return {renamed.get(key, key): value for key, value in given.items()}

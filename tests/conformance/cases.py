@@ -40,11 +40,14 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
 }
 
 PAIRS = {"betas": ("b1", "b2"), "etas": ("shrink", "grow"), "step_sizes": ("smallest", "largest")}
-RENAMED = {"lr": "learning_rate", "alpha": "decay", "d": "clip"}
+RENAMED = {"lr": "learning_rate", "alpha": "decay", "d": "threshold"}
 
 
 def chain_like(name: str, arguments: Mapping[str, Any], **own: Any) -> Chain:
-    """The chain for a PyTorch optimizer's name and arguments: the README's table, as code; `own` are arguments of ours."""
+    """The chain for a PyTorch optimizer's name and arguments: the README's table, as code; `own` are arguments of ours.
+
+    Muon is computed in full precision, unless these say otherwise.
+    """
     ours: dict[str, Any] = own
     if name == "ASGD":
         given = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0, **arguments}
@@ -57,7 +60,7 @@ def chain_like(name: str, arguments: Mapping[str, Any], **own: Any) -> Chain:
         ours |= zip(("eps1", "eps2"), given.pop("eps"), strict=True)
         arguments = given
     if name == "Muon":
-        ours |= {"output_axis": default_output_axis}
+        ours = {"output_axis": default_output_axis, "precision": "full", **ours}
     for key, value in arguments.items():
         if key in PAIRS:
             ours |= zip(PAIRS[key], value, strict=True)
@@ -104,9 +107,8 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Rprop", {}),
     ("Rprop", {"lr": 1.0, "etas": (0.7, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True}),
     ("Adafactor", {}),
-    (
-        "Adafactor",
-        {"lr": 0.1, "beta2_decay": -0.5, "eps": (1e-3, 0.5), "d": 1.5, "weight_decay": 0.1, "maximize": True},
-    ),
+    ("Adafactor", {"lr": 0.1, "beta2_decay": -0.5, "eps": (1e-3, 0.5), "d": 1.5, "weight_decay": 0.1, "maximize": True}),
+    ("Muon", {}),
+    ("Muon", {"lr": 0.1, "momentum": 0.5, "nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}),
     ("Adafactor", {"lr": 1e-3, "eps": (1e-30, 1e-3), "beta2_decay": -1.0}),
 )

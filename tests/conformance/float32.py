@@ -33,13 +33,18 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("NAdam", {}),
     ("Adamax", {}),
     ("RAdam", {}),
+    ("Rprop", {}),
+    ("ASGD", {}),
+    ("Adafactor", {}),
+    ("Muon", {}),
 )
 
 
-def stream() -> np.ndarray:
-    """A thousand float32 gradients of 64 elements of different sizes."""
+def stream(name: str = "") -> np.ndarray:
+    """A thousand float32 gradients of 64 elements of different sizes; matrices, if the optimizer treats them apart."""
     rng = np.random.default_rng(22)
-    return (rng.normal(size=(1000, 64)) * np.exp(rng.normal(size=64))).astype(np.float32)
+    grads = (rng.normal(size=(1000, 64)) * np.exp(rng.normal(size=64))).astype(np.float32)
+    return grads.reshape(1000, 4, 16) if name in ("Adafactor", "Muon") else grads
 
 
 def updates_from_zero(tx: optax.GradientTransformation, grads: np.ndarray, dtype: Any) -> np.ndarray:
@@ -56,7 +61,9 @@ def updates_from_zero(tx: optax.GradientTransformation, grads: np.ndarray, dtype
 
 def relative_error(updates: np.ndarray, exact: np.ndarray) -> float:
     """The largest relative error of a step, in the norm of the step."""
-    return float(np.max(np.linalg.norm(updates - exact, axis=1) / np.linalg.norm(exact, axis=1)))
+    updates, exact = updates.reshape(len(updates), -1), exact.reshape(len(exact), -1)
+    lengths = np.linalg.norm(exact, axis=1)
+    return float(np.max(np.linalg.norm(updates - exact, axis=1)[lengths > 0] / lengths[lengths > 0]))
 
 
 def exact_updates(tx: Callable[[], optax.GradientTransformation], grads: np.ndarray) -> np.ndarray:
@@ -79,8 +86,8 @@ def main() -> None:
     print("| optimizer | linkax | PyTorch | Optax |\n|---|---|---|---|")
     optaxs = {"Adam": optax.adam(1e-3), "AdamW": optax.adamw(1e-3), "RMSprop": None, "SGD": optax.sgd(0.1, 0.9)}
     for name, arguments in CASES:
-        exact = exact_updates(lambda: chain_like(name, arguments), stream())  # noqa: B023
-        ours = relative_error(updates_from_zero(chain_like(name, arguments), stream(), np.float32), exact)
+        exact = exact_updates(lambda: chain_like(name, arguments), stream(name))  # noqa: B023
+        ours = relative_error(updates_from_zero(chain_like(name, arguments), stream(name), np.float32), exact)
         peer = optaxs.get(name) if set(arguments) <= {"lr", "momentum"} and arguments.keys() != {"momentum"} else None
         theirs = f"{relative_error(updates_from_zero(peer, stream(), np.float32), exact):.1e}" if peer else ""
         text = ", ".join(f"{key}={value}" for key, value in arguments.items())

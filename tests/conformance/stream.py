@@ -22,6 +22,11 @@ def parameters() -> dict[str, np.ndarray]:
     }
 
 
+def taken_by(name: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer takes of the parameters or gradients: Muon only the matrix."""
+    return {"wild": tree["wild"]} if name == "Muon" else tree
+
+
 def gradients(*, zeros: bool = True) -> dict[str, Any]:
     """Gradients for every step, stacked; `None` for the leaf that has none.
 

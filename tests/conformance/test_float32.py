@@ -14,8 +14,8 @@ TWO_ROUNDINGS = 2 * float(np.finfo(np.float32).eps)
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_error_is_at_most_pytorchs(name, arguments):
-    exact = exact_updates(lambda: chain_like(name, arguments), stream())
-    ours = relative_error(updates_from_zero(chain_like(name, arguments), stream(), np.float32), exact)
+    exact = exact_updates(lambda: chain_like(name, arguments), stream(name))
+    ours = relative_error(updates_from_zero(chain_like(name, arguments), stream(name), np.float32), exact)
     assert ours <= recorded_error(name, arguments) + TWO_ROUNDINGS
 
 

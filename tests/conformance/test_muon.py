@@ -1,7 +1,6 @@
 """Muon against the installed PyTorch: with PyTorch's bfloat16, and with its cast to bfloat16 left out."""
 
 import contextlib
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from linkax.transforms import orthogonalize
 from .cases import chain_like
 
 torch = pytest.importorskip("torch", reason="compares with the installed PyTorch")
+from .torch_reference import in_full_precision  # noqa: E402
 
 NAMES = ("wide.weight", "tall.weight", "square.weight", "conv1d.weight")
 SHAPES = ((3, 7), (8, 4), (5, 5), (4, 6))
@@ -35,11 +35,6 @@ CASES = [
     {"lr": 0.02, "momentum": 0.8, "nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"},
     {"lr": 0.1, "ns_coefficients": (2.0, -1.5, 0.5), "eps": 1e-3, "ns_steps": 3, "adjust_lr_fn": "original"},
 ]
-
-
-def in_full_precision():
-    """PyTorch's own code with the cast to bfloat16 left out (which must copy: what follows it works in place)."""
-    return mock.patch.object(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
 
 
 class Walk:

@@ -149,7 +149,9 @@ def test_init_takes_shapes_for_parameters(tx, dtype):
 @every
 def test_init_keeps_the_sharding_that_a_shape_has(tx):
     sharding = jax.sharding.NamedSharding(jax.make_mesh((1,), ("x",)), jax.P("x"))
-    moments = [leaf for leaf in jax.tree.leaves(tx.init(shapes(tree(), sharding))) if leaf.ndim > 0]
+    # (The means of columns have one row, which is on all devices.)
+    leaves = jax.tree.leaves(tx.init(shapes(tree(), sharding)))
+    moments = [leaf for leaf in leaves if leaf.ndim > 0 and leaf.shape[0] > 1]
     assert all(leaf.sharding == sharding for leaf in moments)
 
 
@@ -375,7 +377,7 @@ def test_map_params_finds_every_array_that_belongs_to_a_parameter(tx):
     chex.assert_trees_all_equal(optax.tree.map_params(tx, lambda leaf: leaf, state), state)
 
     def named(leaf, param, name):
-        return leaf if is_masked(leaf) else (leaf.shape == param.shape, name)
+        return leaf if is_masked(leaf) else (leaf.ndim == param.ndim, name)
 
     names = {name: name for name in params}
     marked = optax.tree.map_params(

@@ -93,7 +93,7 @@ def saved(state_dict):
 
 
 @pytest.mark.parametrize("after", [0, 7])
-@pytest.mark.parametrize(("name", "arguments"), RECORDED)
+@pytest.mark.parametrize(("name", "arguments"), [case for case in RECORDED if case[0] != "Muon"])  # which has matrices
 def test_there_and_back(name, arguments, after):
     walk = Walk()
     optimizer = getattr(torch.optim, name)(walk.named(), **arguments)
@@ -313,10 +313,11 @@ def test_export_checks_what_pytorch_does_not():
 def test_every_argument_of_pytorchs_optimizers_is_understood(name):
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = getattr(torch.optim, name)([weight], lr=0.01)
-    assert from_torch(optimizer) == chain_like(name, {"lr": 0.01})
+    expected = chain_like(name, {"lr": 0.01}, **({"precision": "bfloat16"} if name == "Muon" else {}))
+    assert from_torch(optimizer) == expected
     for switch in ("foreach", "fused", "capturable", "differentiable"):
         optimizer.param_groups[0][switch] = True  # how it computes
-    assert from_torch((name, optimizer.state_dict()["param_groups"])) == chain_like(name, {"lr": 0.01})
+    assert from_torch((name, optimizer.state_dict()["param_groups"])) == expected
     optimizer.param_groups[0]["lookahead"] = 5
     with pytest.raises(ValueError, match=f"from_torch: hyperparameters of {name} must be of .*, got lookahead"):
         from_torch(optimizer)

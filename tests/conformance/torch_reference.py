@@ -1,10 +1,23 @@
 """PyTorch walking along the stream."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+
+
+def in_full_precision(name: str = "Muon") -> contextlib.AbstractContextManager[Any]:
+    """PyTorch's Muon without its cast to bfloat16 (in place of which a copy is needed: what follows works in place)."""
+    if name != "Muon":
+        return contextlib.nullcontext()
+    return mock.patch.object(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
+
+
+def _options(name: str) -> dict[str, Any]:
+    return {} if name == "Muon" else {"foreach": False}  # of which Muon has no other
 
 
 def torch_walk(
@@ -25,14 +38,15 @@ def torch_walk(
     torch.set_default_dtype(torch.float64)  # NAdam keeps its product of momenta in the default dtype
     try:
         leaves = {key: torch.nn.Parameter(torch.from_numpy(np.array(value))) for key, value in params.items()}
-        optimizer = getattr(torch.optim, name)(leaves.values(), foreach=False, **arguments)
+        optimizer = getattr(torch.optim, name)(leaves.values(), **_options(name), **arguments)
         path = {key: [] for key in leaves}
-        for step in range(len(grads["tame"])):
+        for step in range(len(grads["wild" if "wild" in grads else "tame"])):
             for key, leaf in leaves.items():
                 leaf.grad = None if grads[key] is None else torch.from_numpy(np.array(grads[key][step]))
             if clip is not None:
                 eval(clip, {"torch": torch, "w": list(leaves.values()), "inf": float("inf")})
-            optimizer.step()
+            with in_full_precision(name):
+                optimizer.step()
             for key, leaf in leaves.items():
                 if rng is not None:
                     leaf.data *= torch.from_numpy(np.asarray(1 + rng.choice([-1, 1], size=leaf.shape) * 2.0**-52))
@@ -48,12 +62,13 @@ def torch_updates_from_zero(name: str, arguments: Mapping[str, Any], grads: np.n
     torch.set_default_dtype(dtype)
     try:
         leaf = torch.nn.Parameter(torch.zeros(grads.shape[1:], dtype=dtype))
-        optimizer = getattr(torch.optim, name)([leaf], foreach=False, **arguments)
+        optimizer = getattr(torch.optim, name)([leaf], **_options(name), **arguments)
         updates = []
         for g in grads:
             leaf.data.zero_()
             leaf.grad = torch.from_numpy(g.copy()).to(dtype)
-            optimizer.step()
+            with in_full_precision(name):
+                optimizer.step()
             updates.append(leaf.detach().double().numpy().copy())
         return np.stack(updates)
     finally:
