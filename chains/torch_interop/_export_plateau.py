@@ -73,7 +73,7 @@ def _numbers(link: Link, state: Any) -> dict[str, Any]:
     rate: Any = link.hyperparams["learning_rate"]
     inner = state.inner if link.is_scheduled else state
     # The rate of the next step, if nothing is reduced before it.
-    now = rate(jnp.asarray(state.count)) if callable(rate) else rate
+    now: Any = rate(jnp.asarray(state.count)) if callable(rate) else rate
     return {
         "best": float(inner.best),
         "num_bad_epochs": int(inner.bad_epochs),
