@@ -32,8 +32,8 @@ def describe(value: Any) -> str:
         if (links := getattr(value, "links", None)) is not None:
             return f"chain({', '.join(map(repr, links))})"
         return repr(value) if hasattr(value, "place") else describe_function(value.update)
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return call_text(type(value).__name__, {name: describe(one) for name, one in value._asdict().items()})
+    if isinstance(value, tuple) and (fields := getattr(value, "_fields", None)):
+        return call_text(type(value).__name__, {name: describe(one) for name, one in zip(fields, value)})
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(describe, value))}]"
     if is_function(value):

@@ -4,7 +4,7 @@
 """
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def scale_by_plateau(
         counters = (jnp.asarray(one, jnp.int32) for one in first[1:])
         return ScaleByPlateauState(jnp.zeros((), jnp.int32), jnp.ones((), dtype), best, *counters)
 
-    def update(updates: Any, state: ScaleByPlateauState, params: Any = None, *, value: Any = None, **_: Any):
+    def update(updates, state, params=None, *, value=None, **_):
         del params
         if value is None:
             raise TypeError(

@@ -30,8 +30,8 @@ def check_clocks(group: Group, steps: int | None, problems: list[str]) -> None:
             f"PyTorch's optimizer has taken {steps} steps, and the scheduler of {called} {clock.epochs}, one"
             f"{should or ' each'}: if that is so (skipped steps, a scheduler that began later), give offset="
             f"{steps - steps % clock.steps_per_epoch - clock.epochs * clock.steps_per_epoch} to from_torch or "
-            "schedule_from_torch, so that it goes on from its present value; if the scheduler is to be evaluated at the "
-            "optimizer's step, offset=0"
+            "schedule_from_torch, so that it goes on from its present value; if the scheduler is to be evaluated at "
+            "the optimizer's step, offset=0"
         )
 
 

@@ -1,6 +1,5 @@
 """Where `scale_by_plateau` stands, for PyTorch's ReduceLROnPlateau."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,8 +25,8 @@ def export_plateau(tx: optax.GradientTransformation, state: Any) -> dict[str, An
         keeps everything else. PyTorch keeps the rates in the optimizer: set each group's `lr` from `_last_lr`.
 
     Raises:
-        ValueError: If the chain has no `scale_by_plateau`, one whose learning rate is live, or groups whose plateaus differ, for which PyTorch has only
-            one scheduler; or if its state is that of another chain.
+        ValueError: If the chain has no `scale_by_plateau`, one whose learning rate is live, or groups whose
+            plateaus differ, for which PyTorch has only one scheduler; or if its state is that of another chain.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,17 +62,18 @@ def export_plateau(tx: optax.GradientTransformation, state: Any) -> dict[str, An
     shared = [{key: one[key] for key in _NUMBERS} for one in every]
     if any(one != shared[0] for one in shared):
         raise ValueError(
-            f"export_plateau: state must have the same plateau in all groups, because PyTorch has one scheduler, got {shared}"
+            "export_plateau: state must have the same plateau in all groups, because PyTorch has one scheduler, got "
+            f"{shared}"
         )
     return {**shared[0], "_last_lr": [one["lr"] for one in every]}
 
 
-def _numbers(link: Link, state: Any) -> Mapping[str, Any]:
+def _numbers(link: Link, state: Any) -> dict[str, Any]:
     """The state of one link, by PyTorch's names, and its learning rate."""
-    rate = link.hyperparams["learning_rate"]
+    rate: Any = link.hyperparams["learning_rate"]
     inner = state.inner if link.is_scheduled else state
     # The rate of the next step, if nothing is reduced before it.
-    now = rate(jnp.asarray(state.count)) if callable(rate) else rate
+    now: Any = rate(jnp.asarray(state.count)) if callable(rate) else rate
     return {
         "best": float(inner.best),
         "num_bad_epochs": int(inner.bad_epochs),

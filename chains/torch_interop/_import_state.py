@@ -72,7 +72,8 @@ def import_state(
     Raises:
         ValueError: If anything does not fit: a broken file; parameters that one side lacks; shapes; a state of another
             optimizer; groups that do not correspond; different step counts in a group, or none where one is needed;
-            hyperparameters that contradict the chain's; steps that do not fit those of a scheduler. One message lists everything.
+            hyperparameters that contradict the chain's; steps that do not fit those of a scheduler. One message
+            lists everything.
 
     Warns:
         UserWarning: If the file has a different learning rate or weight decay from the chain; if a kernel's layout was

@@ -100,9 +100,10 @@ def _saved(where: str, tree: ast.AST, state: Any, problems: list[str]) -> Told |
     inner: list[Told | None] = []
     if name in _HOLDING and isinstance(held := state.get("_schedulers"), list | tuple):
         if len(given) != len(held):
+            such = ", ".join(["LinearLR", *["CosineAnnealingLR"] * (len(held) - 1)])
             problems.append(
-                f"{where} is a {name} of {len(held)} schedulers, whose state_dict does not say their classes; write them "
-                f"behind its name, such as '{name}({', '.join(['LinearLR', *['CosineAnnealingLR'] * (len(held) - 1)])})'"
+                f"{where} is a {name} of {len(held)} schedulers, whose state_dict does not say their classes; write "
+                f"them behind its name, such as '{name}({such})'"
             )
             return None
         inner = [
@@ -178,7 +179,8 @@ class Reader:
         for late in found.inner[1:]:
             if late.name in _HOLDING and found.name != TURNS:
                 self._problems.append(
-                    f"{found.name} must not hold a {late.name} but as its first scheduler: PyTorch cannot start it later"
+                    f"{found.name} must not hold a {late.name} but as its first scheduler: PyTorch cannot start it "
+                    "later"
                 )
         inner = tuple(self._form(one, cycled) for one in found.inner)
         if all(isinstance(one, Unchanged) for one in inner):
@@ -230,8 +232,8 @@ class Reader:
             self._problems.append(f"T_cur of {found.name} must be below T_i, which is {T_i:g}, got {T_cur:g}")
         if T_cur != int(T_cur):
             self._problems.append(
-                f"T_cur of {found.name} must be an integer, got {T_cur:g}: it was stepped by fractions of an epoch; give "
-                "T_cur, T_i and last_epoch in steps of the optimizer instead"
+                f"T_cur of {found.name} must be an integer, got {T_cur:g}: it was stepped by fractions of an epoch; "
+                "give T_cur, T_i and last_epoch in steps of the optimizer instead"
             )
         T_mult, eta_min = int(self._positive(found, "T_mult")), self._number(found, "eta_min")
         return forms.CosineAnnealingWarmRestarts(found.last_epoch, self._base(found), T_i, T_cur, T_mult, eta_min)
@@ -354,7 +356,7 @@ def present(found: Told, index: int) -> float | None:
 
 
 def latest(found: Told) -> Told:
-    """The scheduler whose `_last_lr` is the latest: of a list the last one, of those in turns the one that is running."""
+    """The scheduler whose `_last_lr` is the latest: of a list the last one, of those in turns the running one."""
     if found.name == TURNS:
         begun = sum(one <= found.last_epoch for one in found.state["_milestones"])
         return found.inner[min(begun, len(found.inner) - 1)]

@@ -94,8 +94,8 @@ def plans(
         if plateau is not None:
             if isinstance(lr, TorchSchedule) and not _scales(lr.form):
                 problems.append(
-                    f"{PLATEAU} must come with schedulers that scale the learning rate they find, because any other one "
-                    f"overwrites what it has reduced, got {lr.form!r}"
+                    f"{PLATEAU} must come with schedulers that scale the learning rate they find, because any other "
+                    f"one overwrites what it has reduced, got {lr.form!r}"
                 )
             stopped = _stopped(plateau, index, clocks[-1], offset, problems)
         every.append(Plan(lr, momentum, stopped))
@@ -148,11 +148,14 @@ def _stopped(
     min_lr = least[index] if isinstance(least, list | tuple) and len(least) > index else None
     if min_lr is None:
         problems.append(f"min_lrs of {PLATEAU} must have a number for group {index}, got {least!r}")
-    best = state["best"]
+    best: Any = state["best"]
     if not (isinstance(best, float | int) and math.isinf(best)):
         best = as_number(f"best of {PLATEAU}", best, problems)
     if problems:
         return {}
+    for key, allowed in (("mode", ("min", "max")), ("threshold_mode", ("rel", "abs"))):
+        if state[key] not in allowed:
+            problems.append(f"{key} of {PLATEAU} must be one of {', '.join(allowed)}, got {state[key]!r}")
     whole = {key: int(numbers[key] or 0) for key in ("num_bad_epochs", "cooldown_counter", "last_epoch")}
     return {
         "mode": state["mode"],

@@ -147,7 +147,7 @@ def _spec(value: Any) -> Any:
 
 def _form(spec: Any) -> Form:
     """The form that a description is of."""
-    kind = _FORMS.get(spec.get("class")) if isinstance(spec, Mapping) else None
+    kind = _FORMS.get(str(spec.get("class"))) if isinstance(spec, Mapping) else None
     names = {field.name for field in dataclasses.fields(kind)} if kind else set()
     if kind is None or not isinstance(spec, Mapping) or spec.keys() - {"class"} != names:
         raise ValueError(f"TorchSchedule.from_spec: form must be one of {', '.join(_FORMS)}, got {spec!r}"[:400])
@@ -215,11 +215,11 @@ def schedule_from_torch(
             functions that JAX cannot trace (LambdaLR, a `scale_fn`), for MultiplicativeLR, and for a ChainedScheduler
             that is no product. Then the schedule is a table with 8 bytes for each step of the scheduler still to come,
             and NaN beyond it.
-        lambdas: For a pair, the functions of a LambdaLR, MultiplicativeLR or CyclicLR (`scale_fn`): one, or one for each
-            group. A `state_dict` does not contain functions; that of CyclicLR does not even say that there was one.
-
-        milestones: For a list of schedulers of which one steps at a time, such as a main one and then `SWALR`: the first
-            step of each but the first, counted from 1 over all of them.
+        lambdas: For a pair, the functions of a LambdaLR, MultiplicativeLR or CyclicLR (`scale_fn`): one, or one for
+            each group. A `state_dict` does not contain functions; that of CyclicLR does not even say that there was
+            one.
+        milestones: For a list of schedulers of which one steps at a time, such as a main one and then `SWALR`: the
+            first step of each but the first, counted from 1 over all of them.
 
     Returns:
         One `GroupSchedules(lr, momentum)` for each group. `momentum` is that of SGD or the first beta of Adam, if the
@@ -401,8 +401,8 @@ def _closed(form: Form, now: float, clock: tuple[int, int, int | None], total: i
     epoch, steps_per_epoch, offset = clock
     if total is None:
         problems.append(
-            f"total_steps must say how many steps the run has, because there is no formula for {_reason(form)}: a table "
-            "takes its place; got None"
+            f"total_steps must say how many steps the run has, because there is no formula for {_reason(form)}: a "
+            "table takes its place; got None"
         )
         return form
     steps = (int(total) - (offset or 0)) // steps_per_epoch - epoch

@@ -1,4 +1,7 @@
-"""Records what real PyTorch's schedulers do, for machines without PyTorch: python -m tests.conformance.record_schedulers"""
+"""Records what real PyTorch's schedulers do, for machines without PyTorch.
+
+Run `python -m tests.conformance.record_schedulers`.
+"""
 
 import json
 import pathlib

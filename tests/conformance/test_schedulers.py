@@ -1,5 +1,6 @@
 """Every scheduler of the installed PyTorch as a schedule, from whatever point of its run."""
 
+import copy
 import json
 import math
 import pickle
@@ -451,6 +452,50 @@ def test_cycled_momenta_go_into_the_chain(name, options, cycle, start):
         # As for every optimizer here: 1e-16 per operation, over a hundred steps.
         np.testing.assert_allclose(params["w"], theirs.weight.detach(), rtol=TOLERANCE, atol=TOLERANCE)
     theirs.optimizer.load_state_dict(export_state(tx, params, state, theirs.optimizer, names=lambda path: path))
+
+
+def test_two_groups_have_schedules_of_their_own_and_go_back():
+    weights = {name: torch.nn.Parameter(torch.tensor(WEIGHTS)) for name in ("a", "b")}
+    groups = [{"params": [("a", weights["a"])]}, {"params": [("b", weights["b"])], "lr": 0.03}]
+    theirs = torch.optim.AdamW(groups, lr=0.1)
+    scheduler = lr_scheduler.OneCycleLR(theirs, [0.1, 0.02], 60, max_momentum=[0.95, 0.9])
+
+    def step(now):
+        for index, weight in enumerate(weights.values()):
+            weight.grad = torch.tensor(GRADIENTS[now + index])
+        theirs.step()
+        scheduler.step()
+
+    def same():
+        for name, weight in weights.items():
+            np.testing.assert_allclose(params[name], weight.detach(), rtol=TOLERANCE, atol=TOLERANCE)
+
+    for now in range(15):
+        step(now)
+    params = {name: jnp.asarray(weight.detach().numpy().copy()) for name, weight in weights.items()}
+    said = []
+    tx = from_torch(theirs, {"a": "0", "b": "1"}, schedulers=scheduler, report=said.append)
+    assert said[0].count("OneCycleLR(epoch=15") == 4
+    file, old = copy.deepcopy(theirs.state_dict()), copy.deepcopy(scheduler.state_dict())
+    state = import_state(tx, params, file, names=lambda path: path)
+    for now in range(15, 40):
+        gradients = {name: jnp.asarray(GRADIENTS[now + index]) for index, name in enumerate(params)}
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        step(now)
+    same()
+    # Back: the scheduler takes the steps that were taken here, from its old state, and the optimizer the moments.
+    theirs.load_state_dict(file)
+    scheduler.load_state_dict(old)
+    for _ in range(15, 40):
+        scheduler.step()
+    theirs.load_state_dict(export_state(tx, params, state, theirs, names=lambda path: path))
+    for now in range(40, 58):
+        gradients = {name: jnp.asarray(GRADIENTS[now + index]) for index, name in enumerate(params)}
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        step(now)
+    same()
 
 
 def test_a_scheduler_of_epochs_goes_on_in_the_middle_of_one():

@@ -185,7 +185,7 @@ def test_wrappers_change_nothing(name):
     jax.eval_shape(wrapped.init, weights)
 
     def last(tx):
-        state, update = tx.init(weights), jax.jit(tx.update)
+        updates, state, update = weights, tx.init(weights), jax.jit(tx.update)
         for _ in range(4):
             updates, state = update({"w": weights["w"]}, state, weights)
         return updates["w"]
