@@ -63,7 +63,7 @@ CONTRADICTIONS = [
         "betas is (0.9, 0.5) in PyTorch's group 0, but the chain has decay=0.99 in second",
     ),
     ("ASGD", {"alpha": 0.75}, "alpha is 0.75 in PyTorch's group 0, but the chain has power=0.5"),
-    ("ASGD", {"t0": 1}, "t0 is 1 in PyTorch's group 0, but the chain has start=5"),
+    ("ASGD", {"t0": 1}, "t0 is 1 in PyTorch's group 0, but the chain has start=6.0 in average_weights"),
     ("ASGD", {"lambd": 0.02}, "lambd is 0.02 in PyTorch's group 0, but the chain has "),
     ("Rprop", {"etas": (0.6, 1.5)}, "etas is (0.6, 1.5) in PyTorch's group 0, but the chain has shrink=0.5"),
     ("Rprop", {"etas": (0.5, 1.2)}, "etas is (0.5, 1.2) in PyTorch's group 0, but the chain has grow=1.5"),
