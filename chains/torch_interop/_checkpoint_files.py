@@ -124,7 +124,7 @@ def _why_not(path: Path, error: Exception, is_archive: bool) -> str:
     """What is wrong with a file, and what its owner can do about it."""
     globals_: list[str] = []
     if "weights_only" in str(error) or "Weights only" in str(error) or "Unsupported" in str(error):
-        globals_ = re.findall(r"Unsupported global: GLOBAL (\S+)", str(error))
+        globals_ = re.findall(r"(?i)unsupported (?:global: )?global (\S+)", str(error))
         if is_archive:
             import torch
 
@@ -186,7 +186,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...]
     is_list = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
     if not is_list or not all(type(one) is int and 0 <= one < 2**63 for one in [*shape, *offsets]):  # type: ignore
         raise _refused(path, f"{shown(name)} must have a shape and two data_offsets")
-    if given.get("dtype") not in _DTYPES:
+    if not isinstance(given.get("dtype"), str) or given["dtype"] not in _DTYPES:
         raise _refused(path, f"{shown(name)} is of {shown(given.get('dtype'))}, which NumPy cannot hold")
     assert shape is not None
     assert offsets is not None

@@ -86,7 +86,7 @@ def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: 
             )
             if saved.averages is not None:
                 items["averages"] = import_params(
-                    target.tree, _averaged(saved.averages), names=target.names, layouts=target.layouts
+                    target.tree, _averaged(saved), names=target.names, layouts=target.layouts
                 )
             problems += _not_finite(items["params"])
             if saved.optimizers:
@@ -104,6 +104,7 @@ def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: 
                     steps=None if _counts(optimizer) else saved.step,
                 )
                 spec["optimizer"]["order"] = names
+                notes += _never_stepped(optimizer, names)
         _refuse(source, problems)
         spec["layout"] = "torch" if target.tx is None and target.names is _dotted else "given"
         _save(out, items, spec)
@@ -266,15 +267,25 @@ def _counts(optimizer: SavedOptimizer) -> bool:
     return any("step" in entry for entry in optimizer.state_dict["state"].values())
 
 
-def _averaged(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The averages by the names of the weights."""
-    return clean_names_of({name: one for name, one in state.items() if name != "n_averaged"})
+def _never_stepped(optimizer: SavedOptimizer, order: Sequence[str] | None) -> list[str]:
+    """What to know about parameters that have no state although others have."""
+    state, groups = optimizer.state_dict["state"], optimizer.param_groups
+    keys = [key for group in groups for key in group["params"]]
+    names = order or [name for group in groups for name in group["param_names"]]
+    idle = [name for name, key in zip(names, keys) if not state.get(key)] if state else []
+    if not idle:
+        return []
+    return [
+        f"{', '.join(map(shown, idle))} has never had a gradient: PyTorch skips it, and the chain also decays it if it has "
+        "weight decay; its gradient can be None here, too"
+    ]
 
 
-def clean_names_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors by their names without wrappers."""
-    cleaned = clean_names(tensors)
-    return {cleaned[name]: tensor for name, tensor in tensors.items()}
+def _averaged(saved: Checkpoint) -> dict[str, Any]:
+    """The averages by the names of the weights: where the averages of `AveragedModel` become a tree."""
+    given = {name: one for name, one in (saved.averages or {}).items() if name != "n_averaged"}
+    cleaned = clean_names(given)
+    return {cleaned[name]: one for name, one in given.items() if cleaned[name] not in saved.tied}
 
 
 # The spec.
