@@ -16,9 +16,9 @@ from ._layouts import HF_CONV1D as HF_CONV1D
 from ._layouts import IDENTITY as IDENTITY
 from ._layouts import LINEAR as LINEAR
 from ._layouts import Layout as Layout
-from ._optimizer_order import optimizer_order as optimizer_order
 from ._names import export_params as export_params
 from ._names import import_params as import_params
 from ._names import torch_labels as torch_labels
 from ._names import torch_name as torch_name
+from ._optimizer_order import optimizer_order as optimizer_order
 from ._spec import from_torch as from_torch

@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="PyTorch checkpoint to Orbax checkpoint, or back",
-        description="Makes an Orbax checkpoint of a PyTorch one (items params, opt_state, spec), or a PyTorch file of such "
-        "an Orbax one. It ends with 2, and one message, if something has no counterpart.",
+        description="Makes an Orbax checkpoint of a PyTorch one (items params, opt_state, spec), or a PyTorch file of "
+        "such an Orbax one. It ends with 2, and one message, if something has no counterpart.",
     )
     for one in (inspect, convert):
         one.add_argument("path", type=Path, help="a file or folder")
@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         "--order", help="how an optimizer without names was made: 'model', 'trainer', or a file with one name a line"
     )
     convert.add_argument(
-        "--template", type=Path, help="back: a PyTorch file, whose model and optimizer are replaced, and the rest is kept"
+        "--template",
+        type=Path,
+        help="back: a PyTorch file, whose model and optimizer are replaced; the rest is kept",
     )
     return parser
 

@@ -56,7 +56,9 @@ def chain_groups(
         if len(theirs) > 1:
             members = {path: found[path].group for path in paths if path in found}
             whole = list(within(links, label))
-            group = several_of_theirs(".".join(label) or "the chain", whole, theirs, members, hyperparams, params, problems)
+            group = several_of_theirs(
+                ".".join(label) or "the chain", whole, theirs, members, hyperparams, params, problems
+            )
         every.append(
             Group(
                 label,

@@ -247,7 +247,9 @@ def _sorted(raw: RawCheckpoint, path: Path | None, model: str | None, strip: str
     if not parts:
         problems.append(f"it has neither weights nor an optimizer: {_contents(raw.content)}")
     if problems:
-        raise ValueError("it must be clear what its parts are:" + "".join(f"\n  {one}" for one in dict.fromkeys(problems)))
+        raise ValueError(
+            "it must be clear what its parts are:" + "".join(f"\n  {one}" for one in dict.fromkeys(problems))
+        )
     places: dict[str, Keys] = {f"scheduler {index}": keys for index, (keys, _) in enumerate(schedulers)}
     places |= {name: every[0][0] for name, every in (("scaler", scalers), ("averages", averages)) if every}
     if chosen is not None:

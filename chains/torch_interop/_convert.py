@@ -5,7 +5,8 @@ The Orbax checkpoint has these items:
 - `params`: the parameters, in the tree of the user's model or in one that mirrors PyTorch's names;
 - `averages`: the averaged ones, if there are any, in the same tree;
 - `opt_state`: the optimizer's state;
-- `spec`: everything else as JSON: the optimizer's class and groups, the schedulers, the loss scale, the step, the epoch.
+- `spec`: everything else as JSON: the optimizer's class and groups, the schedulers, the loss scale, the step, the
+  epoch.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from ._checkpoint_names import clean_names, is_flat, plain_number
 from ._export_state import export_state
 from ._import_state import import_state
 from ._layouts import IDENTITY, Layouts
-from ._names import BUFFERS, Names, export_params, import_params, name_of, torch_labels, torch_name
+from ._names import BUFFERS, Names, export_params, import_params, torch_labels, torch_name
 from ._optimizer_order import optimizer_order
 from ._spec import from_torch
 
@@ -73,7 +74,9 @@ def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: 
     if not saved.model:
         problems.append("it has no model")
     if len(saved.optimizers) > 1:
-        problems.append(f"it has {len(saved.optimizers)} optimizers, and a chain is made from one: convert them by hand")
+        problems.append(
+            f"it has {len(saved.optimizers)} optimizers, and a chain is made from one: convert them by hand"
+        )
     spec = _spec_of(saved, problems)
     _refuse(source, problems)
     is_wide = target.tree is None and any(str(one.dtype).endswith(("64", "128")) for one in saved.model.values())
@@ -205,7 +208,9 @@ def _mirrored(model: Mapping[str, Any]) -> Target:
 
 def _is_trained(path: str, leaf: Any) -> bool:
     """Whether a leaf may be one of the optimizer's: no statistics of batch normalisation, and no integers."""
-    return not path.endswith(BUFFERS) and path.partition("/")[0] != _STATISTICS and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return (
+        not path.endswith(BUFFERS) and path.partition("/")[0] != _STATISTICS and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
 
 
 def _trained(tree: Any) -> Any:
@@ -276,7 +281,7 @@ def _never_stepped(optimizer: SavedOptimizer, order: Sequence[str] | None) -> li
     if not idle:
         return []
     return [
-        f"{', '.join(map(shown, idle))} has never had a gradient: PyTorch skips it, and the chain also decays it if it has "
+        f"{', '.join(map(shown, idle))} has never had a gradient: PyTorch skips it, and the chain decays it if it has "
         "weight decay; its gradient can be None here, too"
     ]
 
@@ -466,7 +471,11 @@ def _state_tensors(state: Mapping[str, Any], like: Mapping[Any, Any] | None = No
 
 
 def _filled(
-    template: Path, saved: Checkpoint, weights: Mapping[str, np.ndarray], state: Mapping[str, Any] | None, notes: list[str]
+    template: Path,
+    saved: Checkpoint,
+    weights: Mapping[str, np.ndarray],
+    state: Mapping[str, Any] | None,
+    notes: list[str],
 ) -> Any:
     """The template with other weights and another state."""
     if template.is_dir():
@@ -495,7 +504,9 @@ def _filled(
             content = _replaced(content, keys, flat)
         else:
             content = _replaced(content, keys, {**old, "state": new})
-    kept = [name for name in saved.places if name != "model"] + [n for n in ("step", "epoch") if getattr(saved, n) is not None]
+    kept = [name for name in saved.places if name != "model"] + [
+        n for n in ("step", "epoch") if getattr(saved, n) is not None
+    ]
     if kept or saved.rest:
         notes.append(f"as in the template: {', '.join([*kept, *saved.rest])}")
     return content

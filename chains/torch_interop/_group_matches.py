@@ -1,8 +1,8 @@
 """Groups of parameters that do not match PyTorch's one to one.
 
 Two frameworks may divide the same parameters differently: one of PyTorch's groups may be several of the chain's, and
-several of PyTorch's one of the chain's. That is the same optimizer if the hyperparameters are the same. Weight decay may
-differ between PyTorch's groups, if the chain's mask says the same about every parameter.
+several of PyTorch's one of the chain's. That is the same optimizer if the hyperparameters are the same. Weight decay
+may differ between PyTorch's groups, if the chain's mask says the same about every parameter.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,16 +41,16 @@ def several_of_theirs(
     decays = {group: _plain(given.pop("weight_decay", 0)) for group, given in own.items()}
     decaying = [group for group in theirs if decays[group]]
     one = (decaying or list(theirs))[0]
-    apart = sorted({key for given in own.values() for key in given if any(given.get(key) != o.get(key) for o in own.values())})
+    apart = sorted(
+        {key for given in own.values() for key in given if any(given.get(key) != o.get(key) for o in own.values())}
+    )
     if apart:
         problems.append(
             f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}, with different {', '.join(apart)}"
         )
     if len({decays[group] for group in decaying}) > 1:
-        problems.append(
-            f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}, with different weight decays "
-            f"({', '.join(str(decays[group]) for group in theirs)})"
-        )
+        every = ", ".join(str(decays[group]) for group in theirs)
+        problems.append(f"{where}, with different weight decays ({every})")
     elif decaying and len(decaying) < len(theirs):
         problems += _other_masks(called, links, {path: decays[group] != 0 for path, group in members.items()}, params)
     return one
@@ -69,9 +69,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "size", 1) in (1,) else value
 
 
-def _other_masks(
-    called: str, links: Sequence[Link], decays: Mapping[tuple[str, ...], bool], params: Any
-) -> list[str]:
+def _other_masks(called: str, links: Sequence[Link], decays: Mapping[tuple[str, ...], bool], params: Any) -> list[str]:
     """The parameters that decay on one side only: found by letting a decaying link act on ones."""
     ones = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf), jnp.result_type(leaf)), params)
     ours: set[tuple[str, ...]] = set()

@@ -100,7 +100,7 @@ def test_a_file_is_converted_and_comes_back_to_the_last_bit(tmp_path, capsys, wr
     assert "the learning rate stays as it is in the file" in out
     assert main(["convert", str(tmp_path / "orbax"), str(tmp_path / "plain.pt")]) == 0
     plain = torch.load(tmp_path / "plain.pt")
-    assert_same(plain["model"], {name: one for name, one in saved.model.items()})
+    assert_same(plain["model"], saved.model)
 
 
 def test_what_was_converted_is_an_ordinary_orbax_checkpoint(tmp_path):
@@ -199,7 +199,9 @@ def test_the_flattened_and_the_full_states_of_torch_distributed():
 def test_a_folder_of_the_trainer(tmp_path):
     transformers = pytest.importorskip("transformers", reason="the Trainer writes the folder")
     pytest.importorskip("accelerate", reason="the Trainer needs it")
-    config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=11, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=11, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     model = transformers.GPT2LMHeadModel(config)
     data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 4
     arguments = transformers.TrainingArguments(

@@ -1,4 +1,4 @@
-"""What `inspect_checkpoint` finds in dictionaries and folders, without PyTorch; and groups that match in several ways."""
+"""What `inspect_checkpoint` finds in dictionaries and folders, without PyTorch; groups that match in several ways."""
 
 import json
 
@@ -36,7 +36,11 @@ def safetensors(path, tensors, header=None):
     own, data = {}, b""
     names = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype(np.int64): "I64"}
     for name, array in sorted(tensors.items()):
-        entry = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": (len(data), len(data) + array.nbytes)}
+        entry = {
+            "dtype": names[array.dtype],
+            "shape": array.shape,
+            "data_offsets": (len(data), len(data) + array.nbytes),
+        }
         own[name] = entry
         data += array.tobytes()
     text = json.dumps(own if header is None else header).encode()
@@ -168,7 +172,10 @@ def test_several_models_must_be_chosen_from():
         ([], "it has neither weights nor an optimizer: a list"),
         ({"model": weights(), "step": np.nan}, "step must be a number of at least 0, got nan"),
         ({"model": weights(), "step": 2**40}, "step must be an integer number of steps"),
-        ({"model": weights(), "optimizer": {"state": [], "param_groups": []}}, "optimizer: 'state' must be a dictionary"),
+        (
+            {"model": weights(), "optimizer": {"state": [], "param_groups": []}},
+            "optimizer: 'state' must be",
+        ),
         ({"model": weights(), "optimizer": {"state": {}, "param_groups": [1]}}, "optimizer: 'param_groups' must hold"),
         ({"model": {"a": np.ones(1), "_orig_mod.a": np.ones(1)}}, "are both called a without their wrappers"),
     ],
@@ -214,7 +221,19 @@ def test_a_folder_with_shards(tmp_path):
     np.testing.assert_array_equal(moved["params"]["fc"]["kernel"], short["fc.weight"].T.astype(np.float32))
 
 
-@pytest.mark.parametrize("file", ["../x.safetensors", "/x.safetensors", "a/x.safetensors", "..\\x.safetensors", "C:x.safetensors", 3, "model.bin", ".safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../x.safetensors",
+        "/x.safetensors",
+        "a/x.safetensors",
+        "..\\x.safetensors",
+        "C:x.safetensors",
+        3,
+        "model.bin",
+        ".safetensors",
+    ],
+)
 def test_an_index_leads_nowhere_else(tmp_path, file):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -347,7 +366,7 @@ def test_the_order_follows_from_the_rule_by_which_the_optimizer_was_made():
         optimizer_order(plain, "model", names=["fc.wait", "fc.bias", "norm.weight"])
     with pytest.raises(ValueError, match="rule must be 'model' or 'trainer', got 'sgd'"):
         optimizer_order(plain, "sgd")
-    with pytest.raises(ValueError, match="optimizer must be one of the 1 that there are, got 1"):
+    with pytest.raises(ValueError, match="optimizer must be one of the 1 there are, got 1"):
         optimizer_order(plain, "model", optimizer=1)
 
 
@@ -401,9 +420,7 @@ def test_a_mask_that_says_something_else_is_refused():
     with pytest.raises(ValueError, match="params/norm/scale does not decay in PyTorch, unlike in the chain"):
         import_state(adamw(1e-3, b2=0.99), params(), file)
     with pytest.raises(ValueError, match="params/fc/kernel decays in PyTorch, unlike in the chain"):
-        import_state(
-            adamw(1e-3, b2=0.99, weight_decay_mask={"params": {"fc": False, "norm": False}}), params(), file
-        )
+        import_state(adamw(1e-3, b2=0.99, weight_decay_mask={"params": {"fc": False, "norm": False}}), params(), file)
     file["param_groups"][1] |= {"lr": 0.5, "weight_decay": 0.3}
     with pytest.raises(ValueError, match=r"several groups of PyTorch's, \[0, 1\], with different lr(?s:.*)decays"):
         import_state(adamw(1e-3, b2=0.99), params(), file)
@@ -419,5 +436,5 @@ def test_one_of_pytorchs_groups_is_several():
     # The other way, a chain may have other learning rates, and PyTorch's group has only one.
     with pytest.warns(UserWarning, match="lr is 0.001 in PyTorch's group 0, and 0.5 in the chain"):
         state = import_state(tx(0.5), params(), file)
-    with pytest.raises(ValueError, match="the parameters of PyTorch's group 0 are in both bias and scale, whose chains"):
+    with pytest.raises(ValueError, match="PyTorch's group 0 are in both bias and scale, whose chains"):
         export_state(tx(0.5), params(), state, file)
