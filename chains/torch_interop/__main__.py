@@ -40,7 +40,9 @@ def _convert(args: argparse.Namespace) -> None:
     else:
         if args.template is not None:
             raise ValueError(f"--template is for the way back, from an Orbax checkpoint, got {args.path}")
-        notes = to_orbax(args.path, args.out, target, args.order, args.model, args.strip)
+        notes = to_orbax(
+            args.path, args.out, target, order=args.order, names=args.names, model=args.model, strip=args.strip
+        )
     for note in notes:
         print(f"note: {note}")
     print(f"made {args.out}")
@@ -102,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument(
         "--order", help="how an optimizer without names was made: 'model', 'trainer', or a file with one name a line"
+    )
+    convert.add_argument(
+        "--names",
+        type=Path,
+        help="with such a rule: a file of the names in model.named_parameters(), if PATH sorts them",
     )
     convert.add_argument(
         "--template",

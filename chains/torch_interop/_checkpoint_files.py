@@ -137,8 +137,8 @@ def _why_not(path: Path, error: Exception, is_archive: bool) -> str:
     names = ", ".join(shown(name) for name in sorted(set(globals_)))
     return (
         f"besides tensors and plain containers it has {names}, which only run when the file is unpickled. If you made "
-        "the file, save tensors and numbers alone: {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}. If "
-        "you trust these names, allow them: with torch.serialization.safe_globals([...]): inspect_checkpoint(path)"
+        "the file, save tensors and numbers alone: {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}. "
+        "If you trust these names, allow them: with torch.serialization.safe_globals([...]): inspect_checkpoint(path)"
     )
 
 

@@ -51,7 +51,16 @@ class Target(NamedTuple):
     tx: optax.GradientTransformation | None = None  # `None` for PyTorch's optimizer
 
 
-def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: str | None, strip: str) -> list[str]:
+def to_orbax(
+    source: Path,
+    out: Path,
+    target: Target,
+    *,
+    order: str | None = None,
+    names: Path | None = None,
+    model: str | None = None,
+    strip: str = "",
+) -> list[str]:
     """Writes a PyTorch checkpoint as an Orbax checkpoint.
 
     Args:
@@ -59,6 +68,8 @@ def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: 
         out: The folder to make.
         target: What the parameters become.
         order: The rule by which the optimizer was made, `"model"` or `"trainer"`, or a file of names, one a line.
+        names: A file of the names of the model's parameters in its order, one a line, if `order` is a rule and the
+            checkpoint does not have them in this order.
         model: As for `inspect_checkpoint`.
         strip: As for `inspect_checkpoint`.
 
@@ -94,20 +105,20 @@ def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: 
             problems += _not_finite(items["params"])
             if saved.optimizers:
                 optimizer = saved.optimizers[0]
-                names = _order(order, saved, optimizer)
+                given = _order(order, names, saved, optimizer)
                 trained = _trained(items["params"])
-                tx = target.tx or chain_of(optimizer.name, optimizer.param_groups, names, target.names, trained)
+                tx = target.tx or chain_of(optimizer.name, optimizer.param_groups, given, target.names, trained)
                 items["opt_state"] = import_state(
                     tx,
                     trained,
                     progress.state(optimizer.state_dict),
                     names=target.names,
-                    order=names,
+                    order=given,
                     layouts=target.layouts,
                     steps=None if _counts(optimizer) else saved.step,
                 )
-                spec["optimizer"]["order"] = names
-                notes += _never_stepped(optimizer, names)
+                spec["optimizer"]["order"] = given
+                notes += _never_stepped(optimizer, given)
         _refuse(source, problems)
         spec["layout"] = "torch" if target.tx is None and target.names is _dotted else "given"
         _save(out, items, spec)
@@ -248,7 +259,7 @@ def chain_of(
     return param_groups(chains, lambda path, leaf: label(path, leaf) if label(path, leaf) in used else _FROZEN)
 
 
-def _order(order: str | None, saved: Checkpoint, optimizer: SavedOptimizer) -> list[str] | None:
+def _order(order: str | None, names: Path | None, saved: Checkpoint, optimizer: SavedOptimizer) -> list[str] | None:
     """The names of the optimizer's parameters, if it does not have them."""
     if optimizer.has_names:
         return None
@@ -257,15 +268,16 @@ def _order(order: str | None, saved: Checkpoint, optimizer: SavedOptimizer) -> l
             "its optimizer does not name its parameters: say how it was made, with --order model, --order trainer, or "
             "--order FILE with one name a line"
         )
-    if order == "model":
-        return optimizer_order(saved, "model")
-    if order == "trainer":
-        return optimizer_order(saved, "trainer")
+    if order == "model" or order == "trainer":
+        return optimizer_order(saved, order, names=None if names is None else _lines(names))
+    return _lines(Path(order))
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        names = Path(order).read_text("utf-8").split()
+        return path.read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--order must be model, trainer or a file of names, got {order!r} ({error})") from None
-    return names
+        raise ValueError(f"--order and --names must be files of names, one a line, got {path} ({error})") from None
 
 
 def _counts(optimizer: SavedOptimizer) -> bool:

@@ -41,13 +41,11 @@ def several_of_theirs(
     decays = {group: _plain(given.pop("weight_decay", 0)) for group, given in own.items()}
     decaying = [group for group in theirs if decays[group]]
     one = (decaying or list(theirs))[0]
-    apart = sorted(
-        {key for given in own.values() for key in given if any(given.get(key) != o.get(key) for o in own.values())}
-    )
+    keys = sorted({key for given in own.values() for key in given})
+    apart = [key for key in keys if any(given.get(key) != own[one].get(key) for given in own.values())]
+    where = f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}"
     if apart:
-        problems.append(
-            f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}, with different {', '.join(apart)}"
-        )
+        problems.append(f"{where}, with different {', '.join(apart)}")
     if len({decays[group] for group in decaying}) > 1:
         every = ", ".join(str(decays[group]) for group in theirs)
         problems.append(f"{where}, with different weight decays ({every})")
