@@ -51,7 +51,8 @@ def measure(source: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:  # what JAX, PyTorch and Orbax need for themselves, at any size
         first, second, third = (Path(folder) / name for name in ("first.pt", "second", "third.pt"))
         make(first, 2, 64, "float32")
-        assert not main(["convert", str(first), str(second)]) and not main(["convert", str(second), str(third)])
+        assert not main(["convert", str(first), str(second)])
+        assert not main(["convert", str(second), str(third)])
     before, most, done = anonymous(), 0, threading.Event()
 
     def watch() -> None:
@@ -77,9 +78,8 @@ def row(way: str, source: Path, out: Path, result: float, largest: float) -> Non
     assert not failed, run.stderr
     beyond = peak - result
     seconds = time.perf_counter() - start
-    print(
-        f"{way:26}  {result / MEGA:9.1f}  {largest / MEGA:10.1f}  {beyond / MEGA:9.1f}  {beyond / largest:5.2f}  {seconds:7.1f}"
-    )
+    numbers = f"{result / MEGA:9.1f}  {largest / MEGA:10.1f}  {beyond / MEGA:9.1f}  {beyond / largest:5.2f}"
+    print(f"{way:26}  {numbers}  {seconds:7.1f}")
 
 
 def main() -> None:

@@ -63,7 +63,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         queries, keys, values = (
-            part.reshape(*part.shape[:-1], HEADS, -1) for part in jnp.split(nn.Dense(3 * WIDTH, name="c_attn")(x), 3, -1)
+            part.reshape(*part.shape[:-1], HEADS, -1)
+            for part in jnp.split(nn.Dense(3 * WIDTH, name="c_attn")(x), 3, -1)
         )
         mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
         return nn.Dense(WIDTH, name="c_proj")(mixed.reshape(x.shape))
@@ -154,7 +155,7 @@ def main() -> None:
         saved = inspect_checkpoint(Path(folder) / f"checkpoint-{half}")
         print(f"\nThe Trainer's folder:\n{saved}\n")
         (optimizer,) = saved.optimizers
-        # The folder has neither the names of the optimizer's parameters nor their order, but the Trainer's rule is known.
+        # The folder does not say in which order the optimizer has its parameters, but the Trainer's rule is known.
         order = optimizer_order(saved, "trainer", names=[name for name, _ in model.named_parameters()])
         labels = torch_labels(optimizer.param_groups, order=order)
         assert optimizer.name is not None

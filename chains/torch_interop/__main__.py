@@ -40,7 +40,9 @@ def _convert(args: argparse.Namespace) -> None:
     else:
         if args.template is not None:
             raise ValueError(f"--template is for the way back, from an Orbax checkpoint, got {args.path}")
-        notes = to_orbax(args.path, args.out, target, args.order, args.model, args.strip)
+        notes = to_orbax(
+            args.path, args.out, target, order=args.order, names=args.names, model=args.model, strip=args.strip
+        )
     for note in notes:
         print(f"note: {note}")
     print(f"made {args.out}")
@@ -81,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="PyTorch checkpoint to Orbax checkpoint, or back",
-        description="Makes an Orbax checkpoint of a PyTorch one (items params, opt_state, spec), or a PyTorch file of such "
-        "an Orbax one. It ends with 2, and one message, if something has no counterpart.",
+        description="Makes an Orbax checkpoint of a PyTorch one (items params, opt_state, spec), or a PyTorch file of "
+        "such an Orbax one. It ends with 2, and one message, if something has no counterpart.",
     )
     for one in (inspect, convert):
         one.add_argument("path", type=Path, help="a file or folder")
@@ -104,9 +106,14 @@ def _parser() -> argparse.ArgumentParser:
         "--order", help="how an optimizer without names was made: 'model', 'trainer', or a file with one name a line"
     )
     convert.add_argument(
+        "--names",
+        type=Path,
+        help="with such a rule: a file of the names in model.named_parameters(), if PATH sorts them",
+    )
+    convert.add_argument(
         "--template",
         type=Path,
-        help="back: a PyTorch file, whose model and optimizer are replaced, and the rest is kept",
+        help="back: a PyTorch file, whose model and optimizer are replaced; the rest is kept",
     )
     return parser
 

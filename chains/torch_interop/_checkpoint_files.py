@@ -5,10 +5,11 @@ A checkpoint comes from elsewhere, and Python's pickle runs whatever a file says
 of PyTorch where that holds. Everything else is JSON or safetensors. Whatever is wrong with a file is one ValueError
 that names it.
 
-Tensors stay in their files, mapped into memory, until somebody uses them. The safetensors format is so simple (a length,
-a JSON header, the bytes) that it is read here, because its own NumPy reader copies, and has no bfloat16.
+Tensors stay in their files, mapped into memory, until somebody uses them. The safetensors format is so simple (a
+length, a JSON header, the bytes) that it is read here: its own NumPy reader copies.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -90,8 +91,8 @@ def read_torch(path: Path) -> Any:
     numbers = [int(number) for number in re.findall(r"\d+", torch.__version__)[:2]]
     if tuple(numbers) < _FIRST_SAFE:
         raise ImportError(
-            f"{path} must be read with PyTorch 2.6 or newer, got {torch.__version__}: older versions run code from some "
-            "files in spite of weights_only=True"
+            f"{path} must be read with PyTorch 2.6 or newer, got {torch.__version__}: older versions run code from "
+            "some files in spite of weights_only=True"
         )
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
@@ -124,22 +125,20 @@ def _why_not(path: Path, error: Exception, is_archive: bool) -> str:
     """What is wrong with a file, and what its owner can do about it."""
     globals_: list[str] = []
     if "weights_only" in str(error) or "Weights only" in str(error) or "Unsupported" in str(error):
-        globals_ = re.findall(r"Unsupported global: GLOBAL (\S+)", str(error))
+        globals_ = re.findall(r"(?i)unsupported (?:global: )?global (\S+)", str(error))
         if is_archive:
             import torch
 
-            try:
+            with contextlib.suppress(Exception):  # the file may be broken in other ways, too
                 globals_ = torch.serialization.get_unsafe_globals_in_checkpoint(str(path)) or globals_
-            except Exception:  # the file may be broken in other ways, too
-                pass
     if not globals_:
         text = " ".join(str(error).split())
         return f"torch.load(..., weights_only=True) cannot read it ({type(error).__name__}: {text[:300]})"
     names = ", ".join(shown(name) for name in sorted(set(globals_)))
     return (
-        f"besides tensors and plain containers it has {names}, which only run when the file is unpickled. If you made the "
-        "file, save tensors and numbers alone: {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}. If "
-        "you trust these names, allow them: with torch.serialization.safe_globals([...]): inspect_checkpoint(path)"
+        f"besides tensors and plain containers it has {names}, which only run when the file is unpickled. If you made "
+        "the file, save tensors and numbers alone: {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}. "
+        "If you trust these names, allow them: with torch.serialization.safe_globals([...]): inspect_checkpoint(path)"
     )
 
 
@@ -186,7 +185,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...]
     is_list = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
     if not is_list or not all(type(one) is int and 0 <= one < 2**63 for one in [*shape, *offsets]):  # type: ignore
         raise _refused(path, f"{shown(name)} must have a shape and two data_offsets")
-    if given.get("dtype") not in _DTYPES:
+    if not isinstance(given.get("dtype"), str) or given["dtype"] not in _DTYPES:
         raise _refused(path, f"{shown(name)} is of {shown(given.get('dtype'))}, which NumPy cannot hold")
     assert shape is not None
     assert offsets is not None

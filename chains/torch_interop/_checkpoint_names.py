@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors, without what wrappers have put around the model, in weights and optimizers alike."""
+"""The names of a checkpoint's tensors without those of wrappers, in weights and optimizers alike."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -5,7 +5,8 @@ The Orbax checkpoint has these items:
 - `params`: the parameters, in the tree of the user's model or in one that mirrors PyTorch's names;
 - `averages`: the averaged ones, if there are any, in the same tree;
 - `opt_state`: the optimizer's state;
-- `spec`: everything else as JSON: the optimizer's class and groups, the schedulers, the loss scale, the step, the epoch.
+- `spec`: everything else as JSON: the optimizer's class and groups, the schedulers, the loss scale, the step, the
+  epoch.
 """
 
 import contextlib
@@ -50,7 +51,16 @@ class Target(NamedTuple):
     tx: optax.GradientTransformation | None = None  # `None` for PyTorch's optimizer
 
 
-def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: str | None, strip: str) -> list[str]:
+def to_orbax(
+    source: Path,
+    out: Path,
+    target: Target,
+    *,
+    order: str | None = None,
+    names: Path | None = None,
+    model: str | None = None,
+    strip: str = "",
+) -> list[str]:
     """Writes a PyTorch checkpoint as an Orbax checkpoint.
 
     Args:
@@ -58,6 +68,8 @@ def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: 
         out: The folder to make.
         target: What the parameters become.
         order: The rule by which the optimizer was made, `"model"` or `"trainer"`, or a file of names, one a line.
+        names: A file of the names of the model's parameters in its order, one a line, if `order` is a rule and the
+            checkpoint does not have them in this order.
         model: As for `inspect_checkpoint`.
         strip: As for `inspect_checkpoint`.
 
@@ -88,24 +100,25 @@ def to_orbax(source: Path, out: Path, target: Target, order: str | None, model: 
             )
             if saved.averages is not None:
                 items["averages"] = import_params(
-                    target.tree, _averaged(saved.averages), names=target.names, layouts=target.layouts
+                    target.tree, _averaged(saved), names=target.names, layouts=target.layouts
                 )
             problems += _not_finite(items["params"])
             if saved.optimizers:
                 optimizer = saved.optimizers[0]
-                names = _order(order, saved, optimizer)
+                given = _order(order, names, saved, optimizer)
                 trained = _trained(items["params"])
-                tx = target.tx or chain_of(optimizer.name, optimizer.param_groups, names, target.names, trained)
+                tx = target.tx or chain_of(optimizer.name, optimizer.param_groups, given, target.names, trained)
                 items["opt_state"] = import_state(
                     tx,
                     trained,
                     progress.state(optimizer.state_dict),
                     names=target.names,
-                    order=names,
+                    order=given,
                     layouts=target.layouts,
                     steps=None if _counts(optimizer) else saved.step,
                 )
-                spec["optimizer"]["order"] = names
+                spec["optimizer"]["order"] = given
+                notes += _never_stepped(optimizer, given)
         _refuse(source, problems)
         spec["layout"] = "torch" if target.tx is None and target.names is _dotted else "given"
         _save(out, items, spec)
@@ -246,7 +259,7 @@ def chain_of(
     return param_groups(chains, lambda path, leaf: label(path, leaf) if label(path, leaf) in used else _FROZEN)
 
 
-def _order(order: str | None, saved: Checkpoint, optimizer: SavedOptimizer) -> list[str] | None:
+def _order(order: str | None, names: Path | None, saved: Checkpoint, optimizer: SavedOptimizer) -> list[str] | None:
     """The names of the optimizer's parameters, if it does not have them."""
     if optimizer.has_names:
         return None
@@ -255,30 +268,41 @@ def _order(order: str | None, saved: Checkpoint, optimizer: SavedOptimizer) -> l
             "its optimizer does not name its parameters: say how it was made, with --order model, --order trainer, or "
             "--order FILE with one name a line"
         )
-    if order == "model":
-        return optimizer_order(saved, "model")
-    if order == "trainer":
-        return optimizer_order(saved, "trainer")
+    if order == "model" or order == "trainer":
+        return optimizer_order(saved, order, names=None if names is None else _lines(names))
+    return _lines(Path(order))
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        names = Path(order).read_text("utf-8").split()
+        return path.read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--order must be model, trainer or a file of names, got {order!r} ({error})") from None
-    return names
+        raise ValueError(f"--order and --names must be files of names, one a line, got {path} ({error})") from None
 
 
 def _counts(optimizer: SavedOptimizer) -> bool:
     return any("step" in entry for entry in optimizer.state_dict["state"].values())
 
 
-def _averaged(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The averages by the names of the weights."""
-    return clean_names_of({name: one for name, one in state.items() if name != "n_averaged"})
+def _never_stepped(optimizer: SavedOptimizer, order: Sequence[str] | None) -> list[str]:
+    """What to know about parameters that have no state although others have."""
+    state, groups = optimizer.state_dict["state"], optimizer.param_groups
+    keys = [key for group in groups for key in group["params"]]
+    names = order or [name for group in groups for name in group["param_names"]]
+    idle = [name for name, key in zip(names, keys) if not state.get(key)] if state else []
+    if not idle:
+        return []
+    return [
+        f"{', '.join(map(shown, idle))} has never had a gradient: PyTorch skips it, and the chain decays it if it has "
+        "weight decay; its gradient can be None here, too"
+    ]
 
 
-def clean_names_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors by their names without wrappers."""
-    cleaned = clean_names(tensors)
-    return {cleaned[name]: tensor for name, tensor in tensors.items()}
+def _averaged(saved: Checkpoint) -> dict[str, Any]:
+    """The averages by the names of the weights: where the averages of `AveragedModel` become a tree."""
+    given = {name: one for name, one in (saved.averages or {}).items() if name != "n_averaged"}
+    cleaned = clean_names(given)
+    return {cleaned[name]: one for name, one in given.items() if cleaned[name] not in saved.tied}
 
 
 # The spec.

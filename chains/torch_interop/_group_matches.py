@@ -1,8 +1,8 @@
 """Groups of parameters that do not match PyTorch's one to one.
 
 Two frameworks may divide the same parameters differently: one of PyTorch's groups may be several of the chain's, and
-several of PyTorch's one of the chain's. That is the same optimizer if the hyperparameters are the same. Weight decay may
-differ between PyTorch's groups, if the chain's mask says the same about every parameter.
+several of PyTorch's one of the chain's. That is the same optimizer if the hyperparameters are the same. Weight decay
+may differ between PyTorch's groups, if the chain's mask says the same about every parameter.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,18 +41,14 @@ def several_of_theirs(
     decays = {group: _plain(given.pop("weight_decay", 0)) for group, given in own.items()}
     decaying = [group for group in theirs if decays[group]]
     one = (decaying or list(theirs))[0]
-    apart = sorted(
-        {key for given in own.values() for key in given if any(given.get(key) != o.get(key) for o in own.values())}
-    )
+    keys = sorted({key for given in own.values() for key in given})
+    apart = [key for key in keys if any(given.get(key) != own[one].get(key) for given in own.values())]
+    where = f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}"
     if apart:
-        problems.append(
-            f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}, with different {', '.join(apart)}"
-        )
+        problems.append(f"{where}, with different {', '.join(apart)}")
     if len({decays[group] for group in decaying}) > 1:
-        problems.append(
-            f"the parameters of {called} are in several groups of PyTorch's, {list(theirs)}, with different weight decays "
-            f"({', '.join(str(decays[group]) for group in theirs)})"
-        )
+        every = ", ".join(str(decays[group]) for group in theirs)
+        problems.append(f"{where}, with different weight decays ({every})")
     elif decaying and len(decaying) < len(theirs):
         problems += _other_masks(called, links, {path: decays[group] != 0 for path, group in members.items()}, params)
     return one

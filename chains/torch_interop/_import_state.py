@@ -272,8 +272,8 @@ def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: li
             new = value.astype(dtype)
         if not np.isfinite(new).all():
             problems.append(f"{what} has numbers that do not fit into {dtype}")
-    # A copy, because PyTorch changes its tensors in place, and JAX may share NumPy's memory; and a finished one, so that
-    # the next array is not read meanwhile.
+    # A copy, because PyTorch changes its tensors in place, and JAX may share NumPy's memory; and a finished one, so
+    # that the next array is not read meanwhile.
     if isinstance(like, jax.Array) and like.committed:
         return jax.device_put(np.array(new), like.sharding)
     return jnp.array(new).block_until_ready()

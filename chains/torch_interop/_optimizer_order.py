@@ -78,7 +78,7 @@ def optimizer_order(
         raise ValueError(f"optimizer_order: rule must be 'model' or 'trainer', got {rule!r}")
     if not -len(checkpoint.optimizers) <= optimizer < len(checkpoint.optimizers):
         raise ValueError(
-            f"optimizer_order: optimizer must be one of the {len(checkpoint.optimizers)} that there are, got {optimizer}"
+            f"optimizer_order: optimizer must be one of the {len(checkpoint.optimizers)} there are, got {optimizer}"
         )
     saved = checkpoint.optimizers[optimizer]
     if saved.has_names:
