@@ -66,8 +66,8 @@ def correspondence(
         >>> from linkax.chains.torch_interop import correspondence
         >>> params = {"params": {"fc": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}}
         >>> print(correspondence(params, {"fc.weight": np.zeros((3, 2))}))
-        params/fc/kernel (2, 3)  <- fc.weight (3, 2)  LINEAR, default
         params/fc/bias (3,)      <- fc.bias missing   IDENTITY, default
+        params/fc/kernel (2, 3)  <- fc.weight (3, 2)  LINEAR, default
         problem: PyTorch has nothing for params/fc/bias (3,): no fc.bias (3,)
 
     Source:

@@ -19,6 +19,7 @@ import pytest
 from linkax.transforms._check import Arguments
 
 from .optimizers import (
+    MECHANISMS,
     OPTIMIZERS,
     VALUES,
     Optimizer,
