@@ -15,7 +15,7 @@ import optax
 import pytest
 from flax import nnx
 
-from linkax import adamw, apply_updates, chain, param_groups
+from linkax import adamw, apply_updates, chain, muon, param_groups
 from linkax.chains.algebra._paths import leaves_with_path, path_text
 from linkax.chains.torch_interop import (
     RESNET_NAMES,
@@ -26,8 +26,10 @@ from linkax.chains.torch_interop import (
     fused_attention,
     import_params,
     import_state,
+    join_state_dicts,
     recurrent,
     renamed,
+    split_state_dict,
     torch_labels,
     torch_name,
 )
@@ -36,6 +38,7 @@ from linkax.transforms import clip_grad_norm
 torch = pytest.importorskip("torch", reason="continues the runs of the installed PyTorch")
 
 from . import models  # noqa: E402
+from .torch_reference import in_full_precision  # noqa: E402
 
 BEFORE, AFTER = 20, 40
 # Both frameworks round differently in float64 (1e-16), and training amplifies that; 1e-11 is what a user is promised.
@@ -233,11 +236,63 @@ def mlp(make: Callable[[Any], Any]) -> Run:
     return Run(model, optimizer, scheduler, batches, like, lambda p, _, x: (net.apply({"params": p}, x), None))
 
 
+class Both:
+    """Two optimizers of one model, with PyTorch's methods."""
+
+    def __init__(self, *optimizers: Any):
+        self.optimizers = optimizers
+
+    def zero_grad(self) -> None:
+        for one in self.optimizers:
+            one.zero_grad()
+
+    def step(self) -> None:
+        with in_full_precision():  # bfloat16's sums are in no defined order, so equality is not possible there
+            for one in self.optimizers:
+                one.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return join_state_dicts(*(one.state_dict() for one in self.optimizers))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for one, own in zip(self.optimizers, split_state_dict(state_dict, self.optimizers)):
+            one.load_state_dict(own)
+
+
+def muon_and_adamw() -> Run:
+    """Muon for the matrices of hidden layers, AdamW for the rest."""
+    run = mlp(lambda named: torch.optim.SGD(named))
+    named = list(run.model.named_parameters())
+    hidden = [one for one in named if one[1].ndim == 2 and "fc3" not in one[0]]
+    rest = [one for one in named if one[1].ndim < 2 or "fc3" in one[0]]
+    optimizers = torch.optim.Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=3e-3)
+    both = Both(*optimizers)
+    tx = param_groups(
+        {"0": muon(0.02, precision="full"), "1": from_torch(optimizers[1])},
+        torch_labels(both.state_dict()["param_groups"], run.like),
+    )
+    return run._replace(optimizer=both, scheduler=None, chain=tx)
+
+
 def adafactor() -> Run:
     return mlp(lambda named: torch.optim.Adafactor(named, lr=0.01, weight_decay=0.01))
 
 
-RUNS = {"Linen GPT": linen_gpt, "NNX GPT": nnx_gpt, "ResNet": resnet, "LSTM": lstm, "Adafactor": adafactor}
+RUNS = {
+    "Linen GPT": linen_gpt,
+    "NNX GPT": nnx_gpt,
+    "ResNet": resnet,
+    "LSTM": lstm,
+    "Adafactor": adafactor,
+    "Muon and AdamW": muon_and_adamw,
+}
+    "Linen GPT": linen_gpt,
+    "NNX GPT": nnx_gpt,
+    "ResNet": resnet,
+    "LSTM": lstm,
+    "Adafactor": adafactor,
+    "Muon": muon_and_adamw,
+}
 
 
 @pytest.mark.parametrize("make", RUNS.values(), ids=RUNS)
@@ -269,10 +324,12 @@ def replaced(run: Run, tx: Any, params: Any, state: Any, statistics: Any) -> Run
     model, optimizer, scheduler = copy.deepcopy((run.model, run.optimizer, run.scheduler))
     for p in model.parameters():
         p.data.fill_(float("nan"))
-    optimizer.state.clear()
+    for one in getattr(optimizer, "optimizers", (optimizer,)):
+        one.state.clear()
     weights = export_params(trees(params, statistics), **run.mapping)
     rest = model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()}, strict=False)
     assert all(name.endswith("num_batches_tracked") for name in rest.missing_keys)
     assert not rest.unexpected_keys
-    optimizer.load_state_dict(export_state(tx, params, state, optimizer, **run.mapping, steps=run.steps))
+    template = optimizer.state_dict() if isinstance(optimizer, Both) else optimizer
+    optimizer.load_state_dict(export_state(tx, params, state, template, **run.mapping, steps=run.steps))
     return run._replace(model=model, optimizer=optimizer, scheduler=scheduler)
