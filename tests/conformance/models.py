@@ -62,6 +62,8 @@ class TorchGPT(torch.nn.Module):
 
 
 class LinenBlock(nn.Module):
+    has_tanh: bool = False  # GPT-2's approximation of GELU
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         norm = partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, param_dtype=jnp.float64)
@@ -69,19 +71,21 @@ class LinenBlock(nn.Module):
         attention = nn.MultiHeadDotProductAttention(HEADS, param_dtype=jnp.float64, name="attn")
         x = x + attention(norm(name="ln_1")(x), mask=mask)
         hidden = nn.gelu(
-            nn.Dense(4 * WIDTH, param_dtype=jnp.float64, name="c_fc")(norm(name="ln_2")(x)), approximate=False
+            nn.Dense(4 * WIDTH, param_dtype=jnp.float64, name="c_fc")(norm(name="ln_2")(x)), approximate=self.has_tanh
         )
         return x + nn.Dense(WIDTH, param_dtype=jnp.float64, name="c_proj")(hidden)
 
 
 class LinenGPT(nn.Module):
+    has_tanh: bool = False
+
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         wte = nn.Embed(VOCABULARY, WIDTH, param_dtype=jnp.float64, name="wte")
         wpe = nn.Embed(CONTEXT, WIDTH, param_dtype=jnp.float64, name="wpe")
         x = wte(tokens) + wpe(jnp.arange(tokens.shape[1]))[None]
         for index in range(LAYERS):
-            x = LinenBlock(name=f"h_{index}")(x)
+            x = LinenBlock(self.has_tanh, name=f"h_{index}")(x)
         return wte.attend(nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, param_dtype=jnp.float64, name="ln_f")(x))
 
 
