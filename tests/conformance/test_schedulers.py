@@ -384,6 +384,33 @@ def test_every_scheduler_of_pytorch_is_known():
     assert named - {"LRScheduler"} == {*KNOWN}  # the base class schedules nothing
 
 
+def test_fractions_of_an_epoch_become_steps():
+    theirs, parts = optimizer(), 4
+    scheduler = lr_scheduler.CosineAnnealingWarmRestarts(theirs, 3, 2, 1e-3)
+
+    class Fractions:
+        steps = 0
+
+        def step(self):  # after each step of the optimizer, as PyTorch's documentation has it
+            scheduler.step(self.steps / parts)
+            self.steps += 1
+
+    each = Fractions()
+    stepped(theirs, each, 31)
+    state = scheduler.state_dict()
+    with pytest.raises(ValueError, match="stepped by fractions of an epoch; give T_cur, T_i and last_epoch in steps"):
+        schedule_from_torch(("CosineAnnealingWarmRestarts", state), theirs.param_groups)
+    state = state | {
+        "T_i": state["T_i"] * parts,
+        "T_cur": round(state["T_cur"] * parts),
+        "last_epoch": round((state["last_epoch"] + state["T_cur"] % 1) * parts),
+    }
+    made = schedule_from_torch(("CosineAnnealingWarmRestarts", state), theirs.param_groups, offset=1)
+    rates = stepped(theirs, each, 80)
+    for index, (lr, _) in enumerate(made):
+        assert_equal(lr(np.arange(31, 112)), rates[:, index, 0])
+
+
 def test_a_users_scheduler_is_refused_by_name():
     class Mine(lr_scheduler.StepLR):
         pass
