@@ -71,12 +71,14 @@ def test_a_broken_file_gives_a_schedule_or_a_list_of_problems(name, junk, data):
     for key in path:
         parent = parent[key]
     parent[last] = junk
+    problem = ""
     try:
         made = schedule_from_torch((name, tree["state"]), tree["groups"])
     except (TypeError, ValueError) as error:
-        assert "scheduler must be one of PyTorch's, whole:" in str(error) or "groups must be a list" in str(error)
+        problem = str(error)
     else:
         assert all(isinstance(lr(20), float) for lr, _ in made)
+    assert not problem or "must be one of PyTorch's, whole:\n" in problem or "groups must be a list" in problem
 
 
 def test_the_recording_is_complete():
