@@ -58,7 +58,9 @@ class TorchSchedule:
         step = xp.asarray(step, int)
         ahead = (step - (self.offset or 0)) // self.steps_per_epoch - self.last_epoch
         with np.errstate(all="ignore"):  # as in JAX, whose overflows are silent
-            value = xp.where(ahead < 0, math.nan, self.form.after(xp.maximum(ahead, 0), self.now, xp))
+            value = self.form.after(xp.maximum(ahead, 0), self.now, xp)
+        # Wrappers such as optax.inject_hyperparams ask for the value at step 0 when they start.
+        value = xp.where((ahead < 0) & (step != 0), math.nan, value)
         return float(value) if xp is np and step.ndim == 0 else xp.asarray(value, float)
 
     def spec(self) -> dict[str, Any]:
@@ -196,6 +198,7 @@ def schedule_from_torch(
     present rate and the scheduler's present counters, and follow PyTorch's recursion from there, also if the rate or
     `last_epoch` were set by hand, or if several schedulers act on one optimizer. Before the present step they are NaN:
     what the rate was then is not known, and an optimizer that starts from step 0 by mistake should not go unnoticed.
+    Only step 0, for which wrappers ask when they start, has the present value.
 
     At step s of the optimizer, counted from 0, the scheduler is in epoch ⌊(s − offset) / steps_per_epoch⌋.
 

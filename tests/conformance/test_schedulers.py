@@ -162,7 +162,7 @@ def test_a_schedule_goes_on_as_pytorch_does(name, data):
             assert TorchSchedule.from_spec(json.loads(json.dumps(lr.spec()))) == lr
             assert hash(pickle.loads(pickle.dumps(lr))) == hash(lr)
         at = np.arange(start)
-        assert np.isnan(cloudpickle.loads(cloudpickle.dumps(lr))(at)).all()
+        assert np.isnan(cloudpickle.loads(cloudpickle.dumps(lr))(at[1:])).all()
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -173,7 +173,8 @@ def test_traced_steps_give_what_integers_give(name):
     (lr, _), _ = schedule_from_torch(scheduler)
     at = np.arange(0, 150)
     expected = np.asarray([lr(int(step)) for step in at])
-    assert np.isnan(expected[:3]).all()
+    assert expected[0] == lr.now
+    assert np.isnan(expected[1:3]).all()
     at, expected = at[3:], expected[3:]
     assert_equal(jax.jit(jax.vmap(lr))(jnp.asarray(at)), expected)
     assert_equal(jax.lax.scan(lambda _, step: (None, lr(step)), None, jnp.asarray(at))[1], expected)
