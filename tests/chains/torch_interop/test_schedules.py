@@ -178,8 +178,9 @@ def test_optax_injects_a_schedule_from_the_middle_of_a_run():
     for expected in (0.01, 0.005):
         _, state = tx.update(params(), state, params())
         np.testing.assert_allclose(state.hyperparams["learning_rate"], expected, rtol=1e-6)  # an ulp of float32
-    with pytest.raises(ValueError, match="taken 5 steps, and the scheduler of the chain 4"):
-        import_state(adamw(lr), params(), file_after(5), names=lambda path: path)
+    for other in (adamw(lr), tx, optax.adam(lr), param_groups({"all": tx}, lambda path, w: "all")):
+        with pytest.raises(ValueError, match="taken 5 steps, and the scheduler of (the chain|all) 4"):
+            import_state(other, params(), file_after(5), names=lambda path: path)
     fresh = adamw(lr)
     _, state = fresh.update(params(), fresh.init(params()), params())
     assert np.isnan(fresh.update(params(), state, params())[0]["w"].astype(jnp.float32)).all()
