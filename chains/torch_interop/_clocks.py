@@ -1,12 +1,15 @@
 """Whether the schedulers in a chain have taken the steps that fit those of the optimizer."""
 
+import types
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import optax
 
 from linkax.transforms import Link, Plateau
+from linkax.transforms._describe import closed_over
 
-from ..algebra._structure import parts
-from ._chain_groups import Group
+from ..algebra._structure import Groups, flatten
 from ._schedules import TorchSchedule
 
 
@@ -17,12 +20,13 @@ class Clock(NamedTuple):
     steps_per_epoch: int
 
 
-def check_clocks(group: Group, steps: int | None, problems: list[str]) -> None:
+def check_clocks(tx: optax.GradientTransformation, groups: Groups, steps: int | None, problems: list[str]) -> None:
     """Adds schedulers that cannot have been stepped once an epoch, unless an offset says when their clock began."""
     if steps is None:
         return
-    called = ".".join(group.label) or "the chain"
-    for clock in dict.fromkeys(_clocks(tuple(group.links))):
+    called = ".".join(groups) or "the chain"
+    found = (clock for link in _links(flatten("torch_interop: tx", tx), groups) for clock in _clocks(link))
+    for clock in dict.fromkeys(found):
         if steps // clock.steps_per_epoch == clock.epochs:
             continue
         should = "" if clock.steps_per_epoch == 1 else f" every {clock.steps_per_epoch}"
@@ -35,11 +39,31 @@ def check_clocks(group: Group, steps: int | None, problems: list[str]) -> None:
         )
 
 
-def _clocks(links: tuple[Link, ...]) -> Iterator[Clock]:
-    for part in parts(links):
-        given = part.link.hyperparams
-        for value in given.values():
-            if isinstance(value, TorchSchedule) and value.offset is None:
-                yield Clock(value.last_epoch, value.steps_per_epoch)
-        if isinstance(start := given.get("start"), Plateau) and given.get("offset") is None:
-            yield Clock(start.epochs, given["steps_per_epoch"])
+def _links(links: tuple[Link, ...], groups: Groups) -> Iterator[Link]:
+    """Every link that the parameters of a group go through, and what these are inside of."""
+    for link in links:
+        yield link
+        for name, slot in link.slots.items():
+            if slot.kind != "group":
+                yield from _links(slot.links, groups)
+            elif groups and groups[0] == name:
+                yield from _links(slot.links, groups[1:])
+
+
+def _clocks(link: Link) -> Iterator[Clock]:
+    given = link.hyperparams
+    for value in given.values():
+        for schedule in _schedules(value):
+            if schedule.offset is None:
+                yield Clock(schedule.last_epoch, schedule.steps_per_epoch)
+    if isinstance(start := given.get("start"), Plateau) and given.get("offset") is None:
+        yield Clock(start.epochs, given["steps_per_epoch"])
+
+
+def _schedules(value: Any, depth: int = 3) -> Iterator[TorchSchedule]:
+    """A schedule, also inside functions: Optax wraps that of a learning rate into one with the other sign."""
+    if isinstance(value, TorchSchedule):
+        yield value
+    elif isinstance(value, types.FunctionType) and depth:
+        for inner in closed_over(value).values():
+            yield from _schedules(inner, depth - 1)

@@ -129,7 +129,7 @@ def import_state(
             _compare(part, fields, reference, problems, notes)
         values |= _moments(part, fields, reference, found, file, steps is not None, owned, problems, notes)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
-        check_clocks(part, age.steps, problems)
+        check_clocks(tx, part.label, age.steps, problems)
         if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
             values |= counts_of(part.arrays, age, reference, part.members, file, problems)
     values |= counts_around(arrays, ages, problems)

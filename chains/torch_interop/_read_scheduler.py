@@ -13,9 +13,12 @@ from ._scheduler_forms import Chained, Form, SequentialLR, Unchanged
 from ._tensors import as_number
 
 PLATEAU = "ReduceLROnPlateau"
+_LARGEST = 2**30  # steps: twice as many still fit into 32 bits
+_MOST = 1000  # factors at one milestone: more make the rate 0, or infinite
 TURNS = "schedulers in turns"
 """Several schedulers of which one at a time steps, each from its milestone on; PyTorch has no class for that."""
 _HOLDING = ("SequentialLR", "ChainedScheduler")
+_MODES = ("triangular", "triangular2", "exp_range")
 _LAMBDAS = ("LambdaLR", "MultiplicativeLR")
 _NEEDS = {
     "LambdaLR": "base_lrs lr_lambdas",
@@ -59,7 +62,7 @@ def told(where: str, scheduler: Any, problems: list[str]) -> Told | None:
     if isinstance(scheduler, tuple) and len(scheduler) == 2 and isinstance(scheduler[0], str):
         try:
             tree = ast.parse(scheduler[0], mode="eval").body
-        except SyntaxError:
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             tree = None
         if tree is None or not isinstance(scheduler[1], Mapping):
             problems.append(f"{where} must be a class's name and a state_dict(), got {scheduler!r}"[:300])
@@ -124,12 +127,25 @@ def _checked(where: str, found: Told, problems: list[str]) -> Told | None:
         if epoch != int(epoch) or abs(epoch) > 2**31:
             problems.append(f"last_epoch of {where} must be an integer, got {epoch:g}")
             return None
+        found = found._replace(state={**found.state, "last_epoch": int(epoch)})
+    if found.name == "SequentialLR" and not _are_whole(found.state["_milestones"]):
+        problems.append(f"_milestones of {where} must be a list of integers, got {found.state['_milestones']!r}"[:300])
+        return None
     if found.name in _HOLDING:
+        if not isinstance(found.state["_schedulers"], list | tuple):
+            problems.append(f"_schedulers of {where} must be a list, got {found.state['_schedulers']!r}"[:300])
+            return None
         if any(one.name == PLATEAU for one in found.inner):
             problems.append(f"{where}, a {found.name}, must not hold a {PLATEAU}, as in PyTorch")
             return None
+        if not found.state["_schedulers"]:
+            problems.append(f"{where}, a {found.name}, must hold at least one scheduler, got none")
         return found if len(found.inner) == len(found.state["_schedulers"]) and found.inner else None
     return found
+
+
+def _are_whole(given: Any) -> bool:
+    return isinstance(given, list | tuple) and all(isinstance(one, int | np.integer) for one in given)
 
 
 class Reader:
@@ -164,7 +180,9 @@ class Reader:
             return self._sequential(found, cycled)
         if cycled and found.name not in ("CyclicLR", "OneCycleLR"):
             return Unchanged()
-        if cycled and not found.state["cycle_momentum"]:
+        if cycled and found.state["cycle_momentum"] is not True:
+            if found.state["cycle_momentum"] is not False:
+                self._problems.append(f"cycle_momentum of {found.name} must be True or False")
             return Unchanged()
         return getattr(self, f"_{found.name}")(found, cycled)
 
@@ -199,12 +217,19 @@ class Reader:
 
     def _StepLR(self, found: Told, cycled: bool) -> Form:
         size, gamma = self._positive(found, "step_size"), self._number(found, "gamma", 0)
+        if size != int(size):
+            self._problems.append(f"step_size of {found.name} must be an integer, got {size:g}")
         return forms.StepLR(found.last_epoch, self._base(found), size, gamma)
 
     def _MultiStepLR(self, found: Told, cycled: bool) -> Form:
         given = found.state["milestones"]
-        pairs = given.items() if isinstance(given, Mapping) else [(one, 1) for one in given]
-        every = sorted(int(one) for one, count in pairs for _ in range(int(count)) if float(one) == int(one))
+        try:
+            pairs = given.items() if isinstance(given, Mapping) else [(one, 1) for one in given]
+            counts = {float(one): int(count) for one, count in pairs}  # in JSON, keys are strings
+            every = sorted(int(one) for one, count in counts.items() for _ in range(min(count, _MOST)) if one % 1 == 0)
+        except (TypeError, ValueError, OverflowError):
+            self._problems.append(f"milestones of {found.name} must be numbers, got {given!r}"[:300])
+            every = []
         return forms.MultiStepLR(found.last_epoch, self._base(found), tuple(every), self._number(found, "gamma", 0))
 
     def _ConstantLR(self, found: Told, cycled: bool) -> Form:
@@ -235,13 +260,13 @@ class Reader:
                 f"T_cur of {found.name} must be an integer, got {T_cur:g}: it was stepped by fractions of an epoch; "
                 "give T_cur, T_i and last_epoch in steps of the optimizer instead"
             )
-        T_mult, eta_min = int(self._positive(found, "T_mult")), self._number(found, "eta_min")
+        T_mult, eta_min = int(self._number(found, "T_mult", 1)), self._number(found, "eta_min")
         return forms.CosineAnnealingWarmRestarts(found.last_epoch, self._base(found), T_i, T_cur, T_mult, eta_min)
 
     def _CyclicLR(self, found: Told, cycled: bool) -> Form:
         total = self._positive(found, "total_size")
         scale = found.state["mode"]
-        is_own = found.state["_scale_fn_custom"] is not None or scale not in ("triangular", "triangular2", "exp_range")
+        is_own = found.state["_scale_fn_custom"] is not None or str(scale) not in _MODES
         if is_own or (self._function is not None and not self._is_for_lambdas):
             given = found.state["_scale_fn_custom"]
             scale = given if callable(given) else self._needed(found, "scale_fn")
@@ -254,30 +279,49 @@ class Reader:
             total,
             scale,
             self._number(found, "gamma", 0),
-            found.state["scale_mode"],
+            self._one_of(found, "scale_mode", "cycle", "iterations"),
         )
 
     def _OneCycleLR(self, found: Told, cycled: bool) -> Form:
         what, ends, starts, stops = "momentum" if cycled else "lr", [], [], []
-        for phase in found.state["_schedule_phases"]:
-            ends.append(float(phase["end_step"]))
+        phases = found.state["_schedule_phases"]
+        keys = {"end_step", f"start_{what}", f"end_{what}"}
+        is_list = isinstance(phases, list | tuple) and phases
+        if not is_list or not all(isinstance(phase, Mapping) and keys <= phase.keys() for phase in phases):
+            self._problems.append(f"_schedule_phases of {found.name} must be its phases, got {phases!r}"[:300])
+            return Unchanged()
+        for phase in phases:
+            end = as_number(f"end_step of {found.name}", phase["end_step"], self._problems)
+            ends.append(1.0 if end is None else end)
             starts.append(self._of_group(found, phase[f"start_{what}"]))
             stops.append(self._of_group(found, phase[f"end_{what}"]))
-        anneal, steps = found.state["_anneal_func_type"], int(self._positive(found, "total_steps"))
+        anneal, steps = (
+            self._one_of(found, "_anneal_func_type", "cos", "linear"),
+            int(self._positive(found, "total_steps")),
+        )
         return forms.OneCycleLR(found.last_epoch, tuple(ends), tuple(starts), tuple(stops), anneal, steps)
 
     def _SWALR(self, found: Told, cycled: bool) -> Form:
         steps, epochs = int(self._positive(found, "_step_count")), int(self._number(found, "anneal_epochs"))
-        rate, anneal = self._of_group(found, "swa_lr"), found.state["_anneal_strategy"]
+        rate, anneal = self._of_group(found, "swa_lr"), self._one_of(found, "_anneal_strategy", "cos", "linear")
         return forms.SWALR(found.last_epoch, steps, rate, epochs, anneal)
 
     def _number(self, found: Told, key: str, least: float | None = None) -> float:
         number = as_number(f"{key} of {found.name}", found.state[key], self._problems)
         if number is not None and least is not None and number < least:
             self._problems.append(f"{key} of {found.name} must be at least {least}, got {number:g}")
+        if number is not None and abs(number) > _LARGEST:
+            self._problems.append(f"{key} of {found.name} must be at most {_LARGEST}, got {number:g}")
+            return 1.0
         if number is None:
             return 1.0
         return int(number) if number == int(number) and isinstance(found.state[key], int) else number
+
+    def _one_of(self, found: Told, key: str, *allowed: str) -> Any:
+        value = found.state[key]
+        if not isinstance(value, str) or value not in allowed:
+            self._problems.append(f"{key} of {found.name} must be one of {', '.join(allowed)}, got {value!r}"[:300])
+        return value
 
     def _positive(self, found: Told, key: str) -> float:
         number = self._number(found, key)
@@ -308,7 +352,7 @@ class Reader:
 
     def _of_group(self, found: Told, key: str) -> float:
         """What PyTorch keeps in the optimizer's group."""
-        if self._group is None or key not in self._group:
+        if self._group is None or not isinstance(key, str) or key not in self._group:
             self._problems.append(
                 f"groups must be the optimizer's param_groups, of which {found.name} needs {key}, got "
                 f"{'none' if self._group is None else 'a group without it'}"

@@ -57,7 +57,10 @@ class TorchSchedule:
         xp = jnp if isinstance(step, jax.Array) else np
         step = xp.asarray(step, int)
         ahead = (step - (self.offset or 0)) // self.steps_per_epoch - self.last_epoch
-        value = xp.where(ahead < 0, math.nan, self.form.after(xp.maximum(ahead, 0), self.now, xp))
+        with np.errstate(all="ignore"):  # as in JAX, whose overflows are silent
+            value = self.form.after(xp.maximum(ahead, 0), self.now, xp)
+        # Wrappers such as optax.inject_hyperparams ask for the value at step 0 when they start.
+        value = xp.where((ahead < 0) & (step != 0), math.nan, value)
         return float(value) if xp is np and step.ndim == 0 else xp.asarray(value, float)
 
     def spec(self) -> dict[str, Any]:
@@ -195,6 +198,7 @@ def schedule_from_torch(
     present rate and the scheduler's present counters, and follow PyTorch's recursion from there, also if the rate or
     `last_epoch` were set by hand, or if several schedulers act on one optimizer. Before the present step they are NaN:
     what the rate was then is not known, and an optimizer that starts from step 0 by mistake should not go unnoticed.
+    Only step 0, for which wrappers ask when they start, has the present value.
 
     At step s of the optimizer, counted from 0, the scheduler is in epoch ⌊(s − offset) / steps_per_epoch⌋.
 
@@ -228,7 +232,7 @@ def schedule_from_torch(
     Raises:
         ValueError: If the scheduler is unknown, its state is broken or lacks something; one message lists everything.
             For `ReduceLROnPlateau`, whose rate is no function of the step: see `from_torch`.
-        TypeError: If `steps_per_epoch`, `offset` or `total_steps` are no integers.
+        TypeError: If `steps_per_epoch`, `offset` or `total_steps` are no integers, or `groups` is no list of groups.
 
     Differences:
         PyTorch's CosineAnnealingLR loses digits at every restart, a relative T_max² · 1e-16; that is reproduced for the
@@ -253,6 +257,10 @@ def schedule_from_torch(
     if plateaus := [one for one in found if one.name == PLATEAU]:
         problems += [f"{one.name} is no function of the step: from_torch(..., schedulers=...)" for one in plateaus]
     raise_all(where, problems)
+    if groups is not None and not (
+        isinstance(groups, list | tuple) and all(isinstance(group, Mapping) for group in groups)
+    ):
+        raise TypeError(f"{where}: groups must be a list of param_groups, got {groups!r}"[:300])
     own = groups if groups is not None else groups_of(scheduler)
     made = schedules(found, own, steps_per_epoch, offset, total_steps, lambdas, milestones, problems)
     raise_all(where, problems)
@@ -313,6 +321,9 @@ def schedules(
     """The schedules of all groups, of schedulers that step one after another."""
     whole = found[0] if len(found) == 1 else Told("ChainedScheduler", {}, tuple(found))
     if milestones is not None:
+        if not all(isinstance(one, int) for one in milestones):
+            problems.append(f"milestones must be integers, got {milestones!r}")
+            return []
         whole = Told(
             TURNS, {"last_epoch": sum(one.last_epoch for one in found), "_milestones": milestones}, tuple(found)
         )
@@ -409,7 +420,8 @@ def _closed(form: Form, now: float, clock: tuple[int, int, int | None], total: i
     if steps < 0:
         problems.append(f"total_steps must be beyond the steps already taken, got {total}")
         return form
-    values = values_after(form, steps, now)
+    with np.errstate(all="ignore"):
+        values = values_after(form, steps, now)
     if not np.isfinite(values).all():
         problems.append(f"the values of {form!r} must be finite, got {values[~np.isfinite(values)][0]}")
     return Table(np.asarray(values, np.float64).tobytes())

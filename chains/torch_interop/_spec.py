@@ -229,6 +229,12 @@ def from_torch(
         >>> from linkax.chains.torch_interop import from_torch
         >>> from_torch(("AdamW", {"lr": 3e-4, "betas": (0.9, 0.95), "fused": True})) == adamw(3e-4, b2=0.95)
         True
+        >>> halving = {"gamma": 0.5, "base_lrs": [0.1], "last_epoch": 0}
+        >>> tx = from_torch(("SGD", {"lr": 0.1, "initial_lr": 0.1}), schedulers=("ExponentialLR", halving))
+        from_torch: SGD, 1 group
+        group 0
+          lr        0.1 now, ExponentialLR(epoch=0, base=0.1, gamma=0.5)
+          clock     0 steps taken, one for every step of the optimizer, which has taken 0
 
     Source:
         `torch.optim`, PyTorch 2.13.

@@ -139,7 +139,7 @@ def test_equal_schedules_make_equal_chains():
 def test_epochs_and_offsets_move_the_clock():
     lr, _ = schedule_from_torch(STEP, steps_per_epoch=3, offset=2)[0]
     values = lr(np.arange(16))
-    assert np.isnan(values[:2]).all()
+    assert np.isnan(values[1])  # before its clock begins, but for step 0, at which wrappers start
     np.testing.assert_array_equal(values[2:], [0.1] * 6 + [0.05] * 6 + [0.025] * 2)
 
 
@@ -166,6 +166,24 @@ def chain_with_a_cycle():
 
 def params():
     return {"w": jnp.linspace(-1, 1, 12, dtype=jnp.bfloat16).reshape(3, 4)}
+
+
+def test_optax_injects_a_schedule_from_the_middle_of_a_run():
+    state = BASE | {"gamma": 0.5, "last_epoch": 4, "_last_lr": [0.01]}
+    lr, _ = schedule_from_torch(("ExponentialLR", state))[0]
+    tx = optax.inject_hyperparams(adamw, hyperparam_dtype=jnp.float32)(learning_rate=lr)
+    file = file_after(4)
+    file["param_groups"][0] |= {"lr": 0.01, "weight_decay": 0.01}
+    state = import_state(tx, params(), file, names=lambda path: path)
+    for expected in (0.01, 0.005):
+        _, state = tx.update(params(), state, params())
+        np.testing.assert_allclose(state.hyperparams["learning_rate"], expected, rtol=1e-6)  # an ulp of float32
+    for other in (adamw(lr), tx, optax.adam(lr), param_groups({"all": tx}, lambda path, w: "all")):
+        with pytest.raises(ValueError, match="taken 5 steps, and the scheduler of (the chain|all) 4"):
+            import_state(other, params(), file_after(5), names=lambda path: path)
+    fresh = adamw(lr)
+    _, state = fresh.update(params(), fresh.init(params()), params())
+    assert np.isnan(fresh.update(params(), state, params())[0]["w"].astype(jnp.float32)).all()
 
 
 WRAPPED = {
