@@ -394,7 +394,16 @@ def read_spec(source: Path) -> dict[str, Any]:
                 spec = checkpointer.restore(source.resolve(), ocp.args.Composite(spec=ocp.args.JsonRestore())).spec
         except Exception as error:  # whatever a broken folder leads to
             raise ValueError(f"it has no spec that can be read ({error})") from error
-        if not isinstance(spec, dict) or spec.get("version") != VERSION:
+        given = spec if isinstance(spec, dict) else {}
+        optimizer = given.get("optimizer")
+        is_whole = optimizer is None or (
+            isinstance(optimizer, dict) and {"name", "param_groups", "order"} <= optimizer.keys()
+        )
+        if (
+            given.get("version") != VERSION
+            or not is_whole
+            or not {"optimizer", "layout", "bfloat16", "step"} <= given.keys()
+        ):
             raise ValueError("its spec is not one that this version of linkax has written")
     return spec
 
