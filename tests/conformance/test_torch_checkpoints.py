@@ -318,6 +318,18 @@ def test_shapes_that_lie(tmp_path, size, stride, says):
     assert str(path) in str(error.value)
 
 
+def test_odd_tensors_and_numbers_do_not_crash(tmp_path):
+    path = tmp_path / "run.pt"
+    odd = {"w": torch.ones(2), "sparse": torch.eye(2).to_sparse(), "complex": torch.ones(2, dtype=torch.complex64)}
+    torch.save({"model": odd, "step": 10**400, "epoch": torch.tensor([1, 2]), "other": 10**500}, path)
+    saved = inspect_checkpoint(path)
+    assert (list(saved.model), saved.step, saved.epoch) == (list(odd), None, None)
+    assert "3 tensors of 8 numbers" in repr(saved)
+    torch.save({"model": {"w": torch.ones(2, device="meta")}, "step": torch.ones((), device="meta")}, path)
+    with pytest.raises(ValueError, match="w has a shape, but no values"):
+        inspect_checkpoint(path)
+
+
 def test_archives_that_pytorch_does_not_write(tmp_path):
     path = tmp_path / "run.pt"
     buffer = io.BytesIO()
