@@ -110,7 +110,8 @@ class Recorder(transformers.Trainer):
         return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+        data: Any = train_dataset or self.train_dataset
+        return torch.utils.data.SequentialSampler(data)
 
 
 def train_torch(windows: np.ndarray, steps: int, half: int, folder: str) -> tuple[list[float], Any]:
