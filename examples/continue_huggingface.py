@@ -106,11 +106,12 @@ class Recorder(transformers.Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         loss = super().compute_loss(model, inputs, **{**options, "return_outputs": False})
-        self.losses.append(loss.item())
+        self.losses.append(float(loss))  # type: ignore[arg-type]
         return loss
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset if dataset is None else dataset)  # type: ignore
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        data: Any = train_dataset or self.train_dataset
+        return torch.utils.data.SequentialSampler(data)
 
 
 def train_torch(windows: np.ndarray, steps: int, half: int, folder: str) -> tuple[list[float], Any]:

@@ -345,7 +345,7 @@ def _number(content: Mapping[Any, Any], names: Sequence[str], problems: list[str
     """The first of some numbers that the file has."""
     for name in names:
         value = plain_number(content.get(name))
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if is_plain(value):
             if not math.isfinite(value) or value < 0:
                 problems.append(f"{name} must be a number of at least 0, got {value}")
                 return None
@@ -356,7 +356,9 @@ def _number(content: Mapping[Any, Any], names: Sequence[str], problems: list[str
 def is_plain(value: Any) -> bool:
     """Whether a value is one number."""
     value = plain_number(value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or value.bit_length() <= 64  # a pickle may hold integers of any length
 
 
 def _summary(tensors: Mapping[str, Any]) -> str:

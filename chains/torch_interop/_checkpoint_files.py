@@ -133,6 +133,7 @@ def _why_not(path: Path, error: Exception, is_archive: bool) -> str:
                 globals_ = torch.serialization.get_unsafe_globals_in_checkpoint(str(path)) or globals_
     if not globals_:
         text = " ".join(str(error).split())
+        text = text.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
         return f"torch.load(..., weights_only=True) cannot read it ({type(error).__name__}: {text[:300]})"
     names = ", ".join(shown(name) for name in sorted(set(globals_)))
     return (

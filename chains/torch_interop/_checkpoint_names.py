@@ -47,6 +47,8 @@ def tied_names(tensors: Mapping[str, Any]) -> dict[str, str]:
     first: dict[Any, str] = {}
     tied: dict[str, str] = {}
     for name, tensor in tensors.items():
+        if str(getattr(tensor, "layout", "torch.strided")) != "torch.strided":
+            continue  # sparse tensors have several arrays
         if hasattr(tensor, "data_ptr"):
             place = (tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype), tuple(tensor.stride()))
             is_empty = tensor.numel() == 0 or tensor.data_ptr() == 0
@@ -107,7 +109,7 @@ def _are_names(value: Any) -> bool:
 
 def plain_number(value: Any) -> Any:
     """A tensor of one number as that number."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0 and not getattr(value, "is_meta", False):
         return value.item()
     return [plain_number(one) for one in value] if isinstance(value, list | tuple) else value
 

@@ -369,7 +369,7 @@ def _save(out: Path, items: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
 
     largest = max((leaf.nbytes for leaf in jax.tree.leaves(dict(items))), default=0)
     most: Any = (largest + 1_000_000) / 1e9  # what Orbax may copy at a time
-    handlers = {name: ocp.StandardCheckpointHandler(save_concurrent_gb=most) for name in items}
+    handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler(save_concurrent_gb=most) for name in items}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(spec=ocp.JsonCheckpointHandler(), **handlers)) as checkpointer:
         chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK)
         saves = {
@@ -394,7 +394,16 @@ def read_spec(source: Path) -> dict[str, Any]:
                 spec = checkpointer.restore(source.resolve(), ocp.args.Composite(spec=ocp.args.JsonRestore())).spec
         except Exception as error:  # whatever a broken folder leads to
             raise ValueError(f"it has no spec that can be read ({error})") from error
-        if not isinstance(spec, dict) or spec.get("version") != VERSION:
+        given = spec if isinstance(spec, dict) else {}
+        optimizer = given.get("optimizer")
+        is_whole = optimizer is None or (
+            isinstance(optimizer, dict) and {"name", "param_groups", "order"} <= optimizer.keys()
+        )
+        if (
+            given.get("version") != VERSION
+            or not is_whole
+            or not {"optimizer", "layout", "bfloat16", "step"} <= given.keys()
+        ):
             raise ValueError("its spec is not one that this version of linkax has written")
     return spec
 
@@ -405,7 +414,8 @@ def _shapes(source: Path, item: str) -> Any:
 
     if not (source / item).is_dir():
         raise ValueError(f"it has no item {item}")
-    metadata: Any = ocp.StandardCheckpointHandler().metadata((source / item).resolve())
+    folder: Any = (source / item).resolve()
+    metadata: Any = ocp.StandardCheckpointHandler().metadata(folder)
     tree = getattr(metadata, "tree", metadata)
     return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), tree)
 
@@ -413,7 +423,7 @@ def _shapes(source: Path, item: str) -> Any:
 class _Stored:
     """An array of an Orbax checkpoint, which is read when it is used."""
 
-    def __init__(self, folder: Path, tree: Any, index: int):
+    def __init__(self, folder: Any, tree: Any, index: int):
         self._folder, self._tree, self._index = folder, tree, index
         leaf = jax.tree.leaves(tree)[index]
         self.shape, self.dtype, self.ndim = leaf.shape, leaf.dtype, leaf.ndim

@@ -57,7 +57,7 @@ def several_of_theirs(
 def _hyperparams(group: Mapping[str, Any]) -> dict[str, Any]:
     """What two groups must have in common to be one."""
     name = class_of(group)
-    given = {**group, "lr": group.get("lr")} if name is None else known_hyperparams(name, group)
+    given = group if name is None else known_hyperparams(name, group)
     return {key: _plain(value) for key, value in given.items()}
 
 

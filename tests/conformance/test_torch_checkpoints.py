@@ -3,6 +3,7 @@
 import argparse
 import collections
 import io
+import json
 import os
 import pickle
 import warnings
@@ -64,22 +65,24 @@ def assert_same(a, b, where=""):
         assert a == b, where
 
 
+def plain(model):
+    """No wrapper."""
+    return model
+
+
 MAKERS = {
-    "fused": (torch.float32, torch.optim.AdamW, {"fused": True}),
-    "foreach": (torch.float32, torch.optim.AdamW, {"foreach": True}),
-    "lr is a tensor": (torch.float32, torch.optim.Adam, {"weight_decay": 0.1}),
-    "float64": (torch.float64, torch.optim.RMSprop, {"momentum": 0.9}),
-    "bfloat16": (torch.bfloat16, torch.optim.Adamax, {}),
-    "SGD": (torch.float32, torch.optim.SGD, {"momentum": 0.9}),
+    "fused": (torch.float32, torch.optim.AdamW, {"fused": True}, plain),
+    "compiled": (torch.float32, torch.optim.AdamW, {"foreach": True}, torch.compile),
+    "lr is a tensor": (torch.float32, torch.optim.Adam, {"weight_decay": 0.1}, torch.nn.DataParallel),
+    "float64": (torch.float64, torch.optim.RMSprop, {"momentum": 0.9}, plain),
+    "bfloat16": (torch.bfloat16, torch.optim.Adamax, {}, plain),
+    "SGD": (torch.float32, torch.optim.SGD, {"momentum": 0.9}, plain),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.compile's own
-@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m), lambda m: torch.nn.DataParallel(m)])
-@pytest.mark.parametrize(("dtype", "make", "options"), MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(("dtype", "make", "options", "wrap"), MAKERS.values(), ids=MAKERS)
 def test_a_file_is_converted_and_comes_back_to_the_last_bit(tmp_path, capsys, wrap, dtype, make, options):
-    if wrap(torch.nn.Linear(1, 1)).state_dict().keys() != {"weight", "bias"} and make is not torch.optim.AdamW:
-        pytest.skip("wrappers do not depend on the optimizer")
     model, optimizer, scheduler = trained(wrap=wrap, dtype=dtype, make=make, **options)
     if make is torch.optim.Adam:
         optimizer.param_groups[0]["lr"] = torch.tensor(1e-2)
@@ -228,6 +231,23 @@ def test_a_folder_of_the_trainer(tmp_path):
     np.testing.assert_array_equal(tree["transformer"]["ln_f"]["weight"], model.transformer.ln_f.weight.detach())
 
 
+def test_a_folder_of_accelerate_with_shards_of_pickles(tmp_path):
+    model, optimizer, _ = trained()
+    weights = model.state_dict()
+    shards = {f"pytorch_model-0000{index + 1}-of-00002.bin": {} for index in range(2)}
+    for index, (name, weight) in enumerate(weights.items()):
+        list(shards.values())[index * 2 // len(weights)][name] = weight
+    for name, shard in shards.items():
+        torch.save(shard, tmp_path / name)
+    index = {name: file for file, shard in shards.items() for name in shard}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": dict(sorted(index.items()))}))
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.bin")
+    saved = inspect_checkpoint(tmp_path)
+    assert saved.is_ordered
+    assert list(saved.model) == [name for name in weights if name != "3.weight" or "3.weight" not in saved.tied]
+    assert saved.optimizers[0].has_names
+
+
 # Files that mean no good.
 
 
@@ -296,6 +316,18 @@ def test_shapes_that_lie(tmp_path, size, stride, says):
     with pytest.raises(ValueError, match=says) as error:
         inspect_checkpoint(path)
     assert str(path) in str(error.value)
+
+
+def test_odd_tensors_and_numbers_do_not_crash(tmp_path):
+    path = tmp_path / "run.pt"
+    odd = {"w": torch.ones(2), "sparse": torch.eye(2).to_sparse(), "complex": torch.ones(2, dtype=torch.complex64)}
+    torch.save({"model": odd, "step": 10**400, "epoch": torch.tensor([1, 2]), "other": 10**500}, path)
+    saved = inspect_checkpoint(path)
+    assert (list(saved.model), saved.step, saved.epoch) == (list(odd), None, None)
+    assert "3 tensors of 8 numbers" in repr(saved)
+    torch.save({"model": {"w": torch.ones(2, device="meta")}, "step": torch.ones((), device="meta")}, path)
+    with pytest.raises(ValueError, match="w has a shape, but no values"):
+        inspect_checkpoint(path)
 
 
 def test_archives_that_pytorch_does_not_write(tmp_path):

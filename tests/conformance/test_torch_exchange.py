@@ -18,6 +18,7 @@ from linkax.chains.torch_interop import (
     import_state,
     torch_labels,
 )
+from linkax.transforms import matrices_only
 
 from .cases import CHAINS, RECORDED, chain_like
 
@@ -294,6 +295,20 @@ def test_groups_need_not_match_one_to_one():
     state = mixed.init(walk.params())
     with pytest.raises(ValueError, match="group 0 are in both a and b, whose chains differ"):
         export_state(mixed, walk.params(), state, torch.optim.Adam(groups))
+
+
+def test_two_groups_with_and_without_decay_continue_as_one_chain_with_a_mask():
+    walk = Walk()
+    matrices, vectors = (walk.named(*names) for names in (("conv.weight", "fc.weight"), (*NAMES[1:4], NAMES[5])))
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    for _ in range(5):
+        walk.step_torch(optimizer)
+    tx, params = adamw(1e-2, weight_decay=0.3, weight_decay_mask=matrices_only), walk.params()
+    params, state = train_on(walk, tx, params, import_state(tx, params, saved(optimizer.state_dict())), optimizer)
+    again = torch.optim.AdamW(groups, lr=1e-2)
+    again.load_state_dict(export_state(tx, params, state, again))
+    train_on(walk, tx, params, state, again)
 
 
 def test_export_checks_what_pytorch_does_not():

@@ -1,11 +1,13 @@
 """What `inspect_checkpoint` finds in dictionaries and folders, without PyTorch; groups that match in several ways."""
 
 import json
+import sys
 
 import chex
 import ml_dtypes
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from linkax.chains import adamw, param_groups
@@ -18,6 +20,8 @@ from linkax.chains.torch_interop import (
     optimizer_order,
     torch_labels,
 )
+from linkax.chains.torch_interop.__main__ import main
+from linkax.chains.torch_interop._convert import read_spec
 from linkax.transforms import matrices_only
 
 from .files import SHAPES, STEPS, params, torch_file
@@ -286,6 +290,25 @@ def test_paths_that_lead_to_nothing(tmp_path):
         inspect_checkpoint(tmp_path / "run.pt")
     with pytest.raises(TypeError, match="path must be a path or a dictionary, got 3"):
         inspect_checkpoint(3)
+
+
+def test_pytorch_is_needed_for_its_own_files_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "run.pt").write_bytes(b"")
+    with pytest.raises(ImportError, match=r'pip install "linkax\[checkpoints\]"'):
+        inspect_checkpoint(tmp_path / "run.pt")
+    assert main(["inspect", str(tmp_path / "run.pt")]) == 2
+    assert "error: " in capsys.readouterr().err
+    safetensors(tmp_path / "model.safetensors", weights())
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "3 tensors of 12 numbers" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path), str(tmp_path / "orbax")]) == 0
+    tree = ocp.StandardCheckpointHandler().restore(tmp_path / "orbax" / "params")
+    np.testing.assert_array_equal(tree["fc"]["weight"], weights()["fc.weight"])
+    assert read_spec(tmp_path / "orbax")["optimizer"] is None
+    (tmp_path / "orbax" / "spec" / "metadata").write_text("[]")
+    assert main(["convert", str(tmp_path / "orbax"), str(tmp_path / "back.pt")]) == 2
+    assert "spec" in capsys.readouterr().err
 
 
 # Safetensors.
