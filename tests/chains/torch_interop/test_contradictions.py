@@ -56,6 +56,8 @@ CONTRADICTIONS = [
         "betas is (0.9, 0.5) in PyTorch's group 0, but the chain has decay=0.99 in second",
     ),
     ("RAdam", {"eps": 1e-6}, "eps is 1e-06 in PyTorch's group 0, but the chain has eps=1e-08 in second.add_eps"),
+    ("Adafactor", {"beta2_decay": -0.5}, "beta2_decay is -0.5 in PyTorch's group 0, but the chain has power=0.8 in second.f"),
+    ("Adafactor", {"eps": (1e-2, 1e-3)}, "eps is (0.01, 0.001) in PyTorch's group 0, but the chain has eps=None in second.f"),
     ("Adamax", {"eps": 1e-6}, "eps is 1e-06 in PyTorch's group 0, but the chain has eps=1e-08 in second.infinity_norm"),
     (
         "Adamax",
