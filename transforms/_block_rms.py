@@ -68,8 +68,8 @@ def clip_by_rms(threshold: Threshold) -> optax.GradientTransformation:
 def scale_by_param_rms(smallest: NonNegative = 1e-3) -> optax.GradientTransformation:
     """Multiplies the update of every array by the root mean square of its parameter.
 
-    u ← u · max(smallest, RMS(w)), where RMS(w) is the root of the mean of all w² of an array. The learning rate after it
-    is relative to the size of the parameters.
+    u ← u · max(smallest, RMS(w)), where RMS(w) is the root of the mean of all w² of an array. The learning rate after
+    it is relative to the size of the parameters.
 
     Args:
         smallest: The smallest factor, at least 0, in the parameters' units, or a schedule of it. Without it, parameters

@@ -120,8 +120,8 @@ def _layout_of(layouts: Layouts, path: str, leaf: Any) -> Layout:
 def _single(argument: str, path: str, axes: Sequence[Sequence[int]]) -> int:
     if len(axes) != 1 or len(axes[0]) != 1:
         raise ValueError(
-            f"from_torch: {argument} of {path or 'the parameter'} must be one axis each, but its layout splits or joins "
-            "PyTorch's; give the chain's link an axis of your own"
+            f"from_torch: {argument} of {path or 'the parameter'} must be one axis each, but its layout splits or "
+            "joins PyTorch's; give the chain's link an axis of your own"
         )
     return axes[0][0]
 

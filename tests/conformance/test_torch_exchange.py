@@ -18,7 +18,6 @@ from linkax.chains.torch_interop import (
     import_state,
     torch_labels,
 )
-
 from linkax.transforms import row_gradient
 
 from .cases import CHAINS, RECORDED, chain_like
@@ -366,7 +365,9 @@ def test_tensors_as_hyperparameters_and_another_way_to_say_adamw():
 
 def test_what_is_no_optimizer_of_ours_is_refused():
     weight = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got LBFGS, which evaluates .* optax.lbfgs"):
+    with pytest.raises(
+        ValueError, match="from_torch: optimizer must be one of SGD, .*, got LBFGS, which .* optax.lbfgs"
+    ):
         from_torch(torch.optim.LBFGS([weight]))
     with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got Lars$"):
         from_torch(("Lars", {}))

@@ -45,7 +45,7 @@ def test_in_optaxs_wrappers_it_steps_as_alone(tx):
         live(tx, "learning_rate" if tx is OPTIMIZERS["adafactor"] else "muon.learning_rate"),
     ]
     for one in wrapped:
-        # Compiled otherwise: a few roundings of float32; in bfloat16, one rounding the other way is 2⁻⁸ of a step of 0.02.
+        # Compiled otherwise: a few roundings of float32; in bfloat16 one the other way is 2⁻⁸ of a step of 0.02.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4), stepped(one), expected)
     every = optax.MultiSteps(tx, 2).gradient_transformation()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4), stepped(every, 6), expected)
@@ -123,7 +123,9 @@ def test_axes_may_depend_on_the_path_and_the_shape():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"orthogonalize: params must be a real matrix, got dense/bias of shape \(4,\); .*"):
+    with pytest.raises(
+        ValueError, match=r"orthogonalize: params must be a real matrix, got dense/bias of shape \(4,\); "
+    ):
         muon().init(PARAMS)
     with pytest.raises(ValueError, match="an update must be a real matrix, got one of shape .* and complex"):
         orthogonalize().update(jnp.ones((2, 2), jnp.complex64), optax.EmptyState())

@@ -73,10 +73,6 @@ OPTIMIZERS = {
     "lamb": lambda **given: lamb(1e-2, **given),
     "rprop": lambda **given: rprop(1e-2, **given),
     "adamax": lambda **given: adamax(1e-2, **given),
-    "muon": lambda **given: param_groups(
-        {"muon": muon(1e-2, **given), "adamw": adamw(1e-2, **given)},
-        lambda path, w: "muon" if w.ndim == 2 else "adamw",
-    ),
 }
 PAIRS = {(name, "int8"): (make, "int8") for name, make in OPTIMIZERS.items()}
 PAIRS |= {("amsgrad", as_): (OPTIMIZERS["amsgrad"], as_) for as_ in FORMATS}
