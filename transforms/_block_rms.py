@@ -112,6 +112,5 @@ def scale_by_param_rms(smallest: NonNegative = 1e-3) -> optax.GradientTransforma
 
 def root_mean_square(x: jax.Array) -> jax.Array:
     """√(mean of x²) of all elements, real and imaginary parts apart; 0 of none."""
-    parts = (lax.real(x), lax.imag(x)) if is_complex(x.dtype) else (x,)
-    total = sum(jnp.sum(part * part) for part in parts)
-    return safe_sqrt(total / max(1, x.size * len(parts)))
+    reals = jnp.stack([lax.real(x), lax.imag(x)]) if is_complex(x.dtype) else x
+    return safe_sqrt(jnp.sum(reals * reals) / max(1, reals.size))

@@ -196,8 +196,9 @@ def _check_keys(
     has_place: dict[str, set[str]] = {name: set() for name in part.members}
     for array in part.arrays:
         partner = fields.get(field_of(array))
-        if partner is not None and array.param in found and found[array.param].name in has_place:
-            has_place[found[array.param].name].add(partner.key)
+        param = None if array.param is None else found.get(array.param)
+        if partner is not None and param is not None and param.name in has_place:
+            has_place[param.name].add(partner.key)
     for name, own in has_place.items():
         if not file.keys[name]:  # PyTorch creates the state in a parameter's first step
             continue
