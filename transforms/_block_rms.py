@@ -68,8 +68,8 @@ def clip_by_rms(threshold: Threshold) -> optax.GradientTransformation:
 def scale_by_param_rms(smallest: NonNegative = 1e-3) -> optax.GradientTransformation:
     """Multiplies the update of every array by the root mean square of its parameter.
 
-    u ← u · max(smallest, RMS(w)), where RMS(w) is the root of the mean of all w² of an array. The learning rate after it
-    is relative to the size of the parameters.
+    u ← u · max(smallest, RMS(w)), where RMS(w) is the root of the mean of all w² of an array. The learning rate after
+    it is relative to the size of the parameters.
 
     Args:
         smallest: The smallest factor, at least 0, in the parameters' units, or a schedule of it. Without it, parameters
@@ -112,6 +112,5 @@ def scale_by_param_rms(smallest: NonNegative = 1e-3) -> optax.GradientTransforma
 
 def root_mean_square(x: jax.Array) -> jax.Array:
     """√(mean of x²) of all elements, real and imaginary parts apart; 0 of none."""
-    parts = (lax.real(x), lax.imag(x)) if is_complex(x.dtype) else (x,)
-    total = sum(jnp.sum(part * part) for part in parts)
-    return safe_sqrt(total / max(1, x.size * len(parts)))
+    reals = jnp.stack([lax.real(x), lax.imag(x)]) if is_complex(x.dtype) else x
+    return safe_sqrt(jnp.sum(reals * reals) / max(1, reals.size))

@@ -82,7 +82,7 @@ def factored_mean_square(
     that has rank 1. Arrays with more axes are stacks of such matrices; those with fewer than two are not factored. Its
     root is meant as a divisor: use it as the second argument of `moment_ratio`.
 
-    With `power`, the share of a new square falls with time: decay_t = 1 − t^−power until that reaches `decay`, t from 1.
+    With `power`, the share of a new square falls with time: decay_t = 1 − t^−power until that reaches `decay`.
     As decay_1 = 0, the mean is one of gradients only from the first step on, and no `bias_correction` is needed.
 
     Args:
@@ -119,7 +119,8 @@ def factored_mean_square(
         ((2, 1), (1, 3), MaskedNode())
 
     Source:
-        Shazeer and Stern, "Adafactor: adaptive learning rates with sublinear memory cost", 2018; `torch.optim.Adafactor`.
+        Shazeer and Stern, "Adafactor: adaptive learning rates with sublinear memory cost", 2018;
+        `torch.optim.Adafactor`.
     """
     where = "factored_mean_square"
     if axes is not None and not callable(axes):

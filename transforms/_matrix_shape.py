@@ -20,7 +20,8 @@ def scale_by_matrix_shape(
 ) -> optax.GradientTransformation:
     """Multiplies the update of every matrix by a factor that depends on its shape.
 
-    An orthogonal n × m matrix has elements of size 1/√max(n, m), so steps of a large layer would be small. The factor is
+    An orthogonal n × m matrix has elements of size 1/√max(n, m), so steps of a large layer would be small. It is
+    multiplied by
 
     - `"original"`: √max(1, n/m), with which all outputs change by about the same in every layer;
     - `"match_rms_adamw"`: 0.2 √max(n, m), with which elements have a root mean square of 0.2, as AdamW's have. Learning

@@ -31,8 +31,10 @@ def moment_ratio(
     """Feeds the same gradient to two links and divides the output of one by the root of the other's output.
 
     m / (√V + ε), or m / √(V + ε) with `eps_in_sqrt`, or m / √V without ε, where m comes from `first` and V from
-    `second`. An `infinity_norm` N there divides as it is, as m / (N + ε). This is the one place where an optimizer is not a straight sequence: in a chain, momentum followed by RMS
-    would divide by the RMS *of the momentum*. Adam is
+    `second`. At the end of `second`, an `infinity_norm` N divides as it is, as m / (N + ε).
+
+    This is the one place where an optimizer is not a straight sequence: in a chain, momentum followed by RMS would
+    divide by the RMS *of the momentum*. Adam is
 
         moment_ratio(chain(scale_by_momentum(b1, dampening=b1), bias_correction(b1)),
                      chain(mean_square(b2), bias_correction(b2)), eps)
@@ -42,7 +44,8 @@ def moment_ratio(
     Args:
         first: A link, a chain, or any Optax transformation: the numerator m.
         second: The same for V, which must not be negative. It must contain `mean_square`, `factored_mean_square`,
-            `sum_of_squares`, `variance`, or `infinity_norm` at its end, or an Optax transformation, which is not checked.
+            `sum_of_squares`, `variance`, or `infinity_norm` at its end, or an Optax transformation, which is not
+            checked.
         eps: ε ≥ 0, in the units of √V, or of V with `eps_in_sqrt`. `None` for none, where
             `second` has one itself. Without any ε, an element whose gradients were all exactly 0 becomes 0/0 = NaN, as
             in PyTorch.

@@ -48,8 +48,8 @@ def orthogonalize(
         coefficients: a, b and c; three finite numbers. (15/8, −5/4, 3/8) converge to 1.
         steps: The number of iterations, from 0 to 99.
         eps: ε ≥ 0, in the units of the input; a matrix of a smaller norm stays small.
-        precision: `"bfloat16"` multiplies matrices of bfloat16 with float32 sums, as PyTorch does: the result has errors
-            of about 1 %. `"full"` computes in the dtype of the input, at least float32, on every device.
+        precision: `"bfloat16"` multiplies matrices of bfloat16 with float32 sums, as PyTorch does: the result has
+            errors of about 1 %. `"full"` computes in the dtype of the input, at least float32, on every device.
         output_axis: Which axis is the output's, `-1` in Flax and `0` in PyTorch, or a function from a parameter's path
             and shape to it. In exact arithmetic it makes no difference; in bfloat16 it says which of the two equal
             forms is computed for a square matrix.

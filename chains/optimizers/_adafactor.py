@@ -70,9 +70,9 @@ def adafactor(
         TypeError: If an argument has the wrong type.
 
     Differences:
-        PyTorch: `lr` for `learning_rate`, `beta2_decay` for −`power`, `eps` for `(eps1, eps2)`, `d` for `threshold`; its ε1
-        for bfloat16 parameters is 0.0078. The last two axes of a convolution are the spatial ones there, and inputs and
-        outputs in Flax. `optax.adafactor` and the paper add ε1 to the squares; see `factored_mean_square`.
+        PyTorch: `lr` for `learning_rate`, −`beta2_decay` for `power`, `eps` for `(eps1, eps2)`, `d` for `threshold`.
+        Its ε1 for bfloat16 parameters is 0.0078. The last two axes of a convolution are the spatial ones there, and
+        inputs and outputs in Flax. `optax.adafactor` and the paper add ε1 to the squares; see `factored_mean_square`.
 
     Example:
         >>> from linkax import adafactor

@@ -219,8 +219,9 @@ def _are_same(theirs: Any, ours: Any) -> bool:
     """Whether two values are the same; a value that is not known yet, or changes, contradicts nothing."""
     if _is_unknown(theirs) or _is_unknown(ours):
         return True
-    if isinstance(theirs, list | tuple) and isinstance(ours, list | tuple):
-        return len(theirs) == len(ours) and all(map(_are_same, theirs, ours))
+    if isinstance(theirs, list | tuple) or isinstance(ours, list | tuple):
+        several = isinstance(theirs, list | tuple) and isinstance(ours, list | tuple)
+        return several and len(theirs) == len(ours) and all(map(_are_same, theirs, ours))
     if theirs is None or ours is None or isinstance(theirs, str | bool) or isinstance(ours, str | bool):
         return theirs == ours
     return math.isclose(float(theirs), float(ours), rel_tol=1e-6)  # ours may be an array in float32

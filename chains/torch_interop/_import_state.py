@@ -246,8 +246,9 @@ def _check_keys(
     has_place: dict[str, set[str]] = {name: set() for name in part.members}
     for array in part.arrays:
         partner = fields.get(field_of(array))
-        if partner is not None and array.param in found:
-            for name in set(found[array.param].whole.names) & has_place.keys():
+        place = None if array.param is None else found.get(array.param)
+        if partner is not None and place is not None:
+            for name in set(place.whole.names) & has_place.keys():
                 has_place[name].add(partner.key)
     for name, own in has_place.items():
         if not file.keys[name]:  # PyTorch creates the state in a parameter's first step

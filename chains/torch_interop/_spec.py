@@ -159,9 +159,9 @@ _KINDS: dict[str, _Kind] = {
     ),
 }
 _REFUSED = {
-    "LBFGS": "evaluates the loss several times in each step, which no gradient transformation does, and its line search "
-    "is another one than optax.lbfgs's, so that its run cannot be continued; train on with optax.lbfgs, from its start, "
-    "or with any other optimizer",
+    "LBFGS": "evaluates the loss several times in each step, which no gradient transformation does, and searches along "
+    "lines in another way than optax.lbfgs, so that its run cannot be continued; train on with optax.lbfgs, from its "
+    "start, or with any other optimizer",
 }
 """PyTorch's optimizers for which there is no chain, and why."""
 _RENAMED = {"alpha": "decay"}

@@ -24,7 +24,10 @@ def lies_like(tree, params) -> bool:
     """Whether every leaf of `tree` that has the shape of a parameter has its sharding."""
     shardings = {p.shape: p.sharding for p in params.values()}
     mesh = params["w"].sharding.mesh  # means of rows and columns lie like the axis that they have
-    shardings |= {(8, 1): NamedSharding(mesh, PartitionSpec("x")), (1, 4): NamedSharding(mesh, PartitionSpec(None, "y"))}
+    shardings |= {
+        (8, 1): NamedSharding(mesh, PartitionSpec("x")),
+        (1, 4): NamedSharding(mesh, PartitionSpec(None, "y")),
+    }
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim > 0]
     return all(leaf.sharding.is_equivalent_to(shardings[leaf.shape], leaf.ndim) for leaf in leaves)
 

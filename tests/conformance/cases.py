@@ -107,7 +107,10 @@ RECORDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Rprop", {}),
     ("Rprop", {"lr": 1.0, "etas": (0.7, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True}),
     ("Adafactor", {}),
-    ("Adafactor", {"lr": 0.1, "beta2_decay": -0.5, "eps": (1e-3, 0.5), "d": 1.5, "weight_decay": 0.1, "maximize": True}),
+    (
+        "Adafactor",
+        {"lr": 0.1, "beta2_decay": -0.5, "eps": (0.1, 0.5), "d": 1.5, "weight_decay": 0.1, "maximize": True},
+    ),
     ("Muon", {}),
     ("Muon", {"lr": 0.1, "momentum": 0.5, "nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}),
     ("Adafactor", {"lr": 1e-3, "eps": (1e-30, 1e-3), "beta2_decay": -1.0}),

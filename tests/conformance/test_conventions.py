@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import linkax.chains
 import linkax.transforms
 
-from .stream import STEPS, assert_same_path, gradients, parameters, walk
+from .stream import STEPS, assert_same_path, gradients, parameters, taken_by, walk
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conventions.md"
 # Its values are exact in float32, in which Optax and Keras compute schedules of an int32 count.
@@ -219,6 +220,7 @@ def test_line(x64, name, request):
     theirs, ours = lines()[name]
     framework = theirs.partition(".")[0]
     grads = {key: value for key, value in gradients(zeros="centered" not in name).items() if key != "idle"}
+    grads = taken_by(name.partition(":")[0], grads)
     params = {key: parameters()[key] for key in grads}
     if name in PAPERS:
         expected = walk_paper(PAPERS[name], params, grads)
@@ -239,6 +241,8 @@ def test_every_optimizer_and_framework_is_there():
         assert {(optimizer, framework) for framework in ("PyTorch", "Optax", "Keras")} <= named
     assert {("RAdam", "PyTorch"), ("RAdam", "Optax"), ("Rprop", "PyTorch"), ("ASGD", "PyTorch")} <= named
     assert ("AdaBelief", "Optax") in named
+    assert {("Adafactor", framework) for framework in ("PyTorch", "Optax")} <= named
+    assert {("Muon", "PyTorch, in float64"), ("Muon", "Optax")} <= named
     assert {(optimizer, framework) for optimizer in ("Lion", "LAMB") for framework in ("Optax", "Keras")} <= named
     assert {("Clipping", f"{framework}, norm") for framework in ("PyTorch", "Optax", "Keras")} <= named
     assert PAPERS.keys() <= lines().keys()

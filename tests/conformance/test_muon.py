@@ -102,15 +102,15 @@ def test_a_run_goes_on_in_jax_and_back(x64, arguments, is_exact):
         back = torch.optim.Muon(walk.named(), **arguments)
         back.load_state_dict(export_state(tx, walk.params, state, back, layouts=walk.layouts))
         _, and_back = walk.train(tx, state, 20, back)
-    # In bfloat16 an orthogonalized matrix of this size is PyTorch's to the last bit in 997 of 1000 cases (one of 16 × 16
-    # in 978, of 64 × 64 in 810). Else a sum has been rounded to eight bits the other way, which changes it by half a
-    # percent, and so the weights by half a percent of a step: measured, 2e-2 of the learning rate.
+    # In bfloat16 an orthogonalized matrix of this size is PyTorch's to the last bit in 997 of 1000 cases (one of
+    # 16 × 16 in 978, of 64 × 64 in 810). Else a sum has been rounded the other way, which changes the matrix by
+    # half a percent, and so the weights by half a percent of a step: measured, 2e-2 of the learning rate.
     assert max(there, and_back) < (1e-12 if is_exact else 0.1 * arguments.get("lr", 1e-3))
 
 
 @pytest.mark.parametrize("shape", [(128, 64), (96, 256)])
 def test_large_matrices_in_bfloat16_differ_by_less_than_bfloat16_errs(shape):
-    """Long sums are rounded in another order: a number then differs by one unit of bfloat16's eight bits now and then."""
+    """Long sums are rounded in another order: a number then differs by one unit of bfloat16's last bit at times."""
     from torch.optim._muon import _zeropower_via_newtonschulz as newton_schulz
 
     g = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -172,7 +172,5 @@ def test_what_pytorch_refuses_is_refused():
             chain_like("Muon", arguments)
     with pytest.raises(ValueError, match="Muon only supports 2D"):
         torch.optim.Muon([torch.nn.Parameter(torch.zeros(2))])
-    with pytest.raises(
-        ValueError, match=r"orthogonalize: params must be a real matrix, got b of shape \(2,\); .*param_g"
-    ):
+    with pytest.raises(ValueError, match=r"orthogonalize: params must be a real matrix, got b of shape \(2,\); "):
         chain_like("Muon", {}).init({"w": jnp.ones((2, 2)), "b": jnp.ones(2)})

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import adam, adamw, chain, migrate, param_groups, sgd
+from linkax.chains import adam, adamw, apply_updates, chain, migrate, param_groups, sgd
 from linkax.chains.torch_interop import (
     Layout,
     export_params,
@@ -18,7 +18,7 @@ from linkax.chains.torch_interop import (
     import_state,
     torch_labels,
 )
-from linkax.transforms import matrices_only
+from linkax.transforms import matrices_only, row_gradient
 
 from .cases import CHAINS, RECORDED, chain_like
 
@@ -109,6 +109,49 @@ def test_there_and_back(name, arguments, after):
     exported = saved(export_state(tx, params, state, back))
     back.load_state_dict(exported)
     train_on(walk, tx, params, state, back)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lr": 0.1, "betas": (0.8, 0.99), "eps": 1e-3, "maximize": True}])
+def test_a_sparse_adam_there_and_back(arguments):
+    rng = np.random.default_rng(0)
+    weight = torch.nn.Parameter(torch.from_numpy(rng.normal(size=(9, 3))))
+
+    def step(optimizer):
+        ids, values = rng.integers(0, 7, 4), rng.normal(size=(4, 3))
+        weight.grad = torch.sparse_coo_tensor(
+            torch.from_numpy(ids[None]), torch.from_numpy(values), weight.shape, check_invariants=True
+        )
+        optimizer.step()
+        return ids, values
+
+    def train_on(optimizer, params, state):
+        for _ in range(STEPS):
+            gradient = row_gradient(params["emb"]["embedding"], *step(optimizer))
+            updates, state = tx.update({"emb": {"embedding": gradient}}, state, params)
+            params = apply_updates(params, updates)
+            ours, theirs = params["emb"]["embedding"], weight.detach().numpy()
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
+        return params, state
+
+    optimizer = torch.optim.SparseAdam([("emb.weight", weight)], **arguments)
+    for _ in range(5):
+        step(optimizer)
+    tx = from_torch(optimizer)
+    assert tx == chain_like("SparseAdam", arguments)
+    params = import_params({"emb": {"embedding": jnp.zeros((9, 3))}}, {"emb.weight": weight})
+    params, state = train_on(optimizer, params, import_state(tx, params, saved(optimizer.state_dict())))
+    back = torch.optim.SparseAdam([("emb.weight", weight)], **arguments)
+    exported = export_state(tx, params, state, back)
+    assert exported["state"][0]["step"] == 5 + STEPS
+    assert type(exported["state"][0]["step"]) is int  # a tensor would make PyTorch's correction one of float32
+    back.load_state_dict(saved(exported))
+    train_on(back, params, state)
+
+
+def test_bfloat16_parameters_have_adafactors_epsilon():
+    weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))
+    assert from_torch(torch.optim.Adafactor([weight])) == chain_like("Adafactor", {"eps": (2.0**-7, 1e-3)})
+    assert from_torch(torch.optim.Adafactor([weight], eps=(0.5, 1e-3))) == chain_like("Adafactor", {"eps": (0.5, 1e-3)})
 
 
 def test_several_groups_with_hyperparameters_of_their_own():
@@ -347,7 +390,7 @@ def test_tensors_as_hyperparameters_and_another_way_to_say_adamw():
 def test_what_is_no_optimizer_of_ours_is_refused():
     weight = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(
-        ValueError, match="from_torch: optimizer must be one of SGD, .*, got LBFGS, which evaluates .* optax.lbfgs"
+        ValueError, match="from_torch: optimizer must be one of SGD, .*, got LBFGS, which .* optax.lbfgs"
     ):
         from_torch(torch.optim.LBFGS([weight]))
     with pytest.raises(ValueError, match="from_torch: optimizer must be one of SGD, .*, got Lars$"):

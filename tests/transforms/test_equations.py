@@ -13,16 +13,21 @@ from hypothesis import strategies as st
 from linkax.transforms import (
     add_eps,
     add_l2_to_grad,
+    at_least_eps,
     average_weights,
     bias_correction,
+    clip_by_rms,
     clip_grad_norm,
     clip_grad_value,
     decoupled_weight_decay,
     deviation,
+    factored_mean_square,
     infinity_norm,
+    limit_learning_rate,
     mean_square,
     moment_ratio,
     negate_grad,
+    orthogonalize,
     power_bias_correction,
     rectification,
     running_max,
@@ -30,8 +35,10 @@ from linkax.transforms import (
     scale_by_blended_momentum,
     scale_by_inverse_time_decay,
     scale_by_learning_rate,
+    scale_by_matrix_shape,
     scale_by_momentum,
     scale_by_nesterov,
+    scale_by_param_rms,
     scale_by_past_rms,
     scale_by_rms,
     scale_by_rss,
@@ -114,6 +121,29 @@ def largest(decay, eps):
         yield nu
 
 
+def factored(decay, power, eps):
+    row, col = np.zeros((2, 1)), np.zeros((1, 2))
+    for t, g in enumerate(GRADS, start=1):
+        kept = decay if power is None else min(decay, 1 - t**-power)
+        row = kept * row + (1 - kept) * (g**2).mean(1, keepdims=True)
+        col = kept * col + (1 - kept) * (g**2).mean(0, keepdims=True)
+        yield row * col / max(row.mean(), eps)
+
+
+def orthogonal(coefficients, steps, eps):
+    a, b, c = coefficients
+    for g in GRADS:
+        x = g / max(np.linalg.norm(g), eps)
+        for _ in range(steps):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        yield x
+
+
+def rms(x):
+    return np.sqrt(np.mean(x**2))
+
+
 def variances(decay):
     mu = np.zeros_like(GRADS[0])
     for g, nu in zip(GRADS, squares(decay)):
@@ -191,6 +221,56 @@ EQUATIONS: dict[str, tuple[st.SearchStrategy, Callable[..., Any], Callable[..., 
         lambda decay: (g - m for g, m in zip(GRADS, momentum(decay, decay, "zeros"))),
     ),
     "infinity_norm": (st.fixed_dictionaries({"decay": fraction, "eps": eps}), infinity_norm, largest),
+    "factored_mean_square": (
+        st.fixed_dictionaries({"decay": fraction, "power": st.none() | st.floats(0, 2), "eps": st.floats(1e-8, 0.1)}),
+        lambda decay, **rest: factored_mean_square(decay, **rest),
+        factored,
+    ),
+    "factored_mean_square, not factored": (
+        st.just({}),
+        lambda: factored_mean_square(power=1.0, axes=None),
+        lambda: (np.mean(GRADS[:t] ** 2, axis=0) for t in range(1, len(GRADS) + 1)),
+    ),
+    "at_least_eps": (
+        st.fixed_dictionaries({"eps": eps}),
+        lambda eps: optax.chain(mean_square(0.5), at_least_eps(eps)),
+        lambda eps: (np.maximum(v, eps**2) for v in squares(0.5)),
+    ),
+    "clip_by_rms": (
+        st.fixed_dictionaries({"threshold": st.floats(0.1, 3)}),
+        clip_by_rms,
+        lambda threshold: (g / max(1, rms(g) / threshold) for g in GRADS),
+    ),
+    "scale_by_param_rms": (
+        st.fixed_dictionaries({"smallest": size}),
+        scale_by_param_rms,
+        lambda smallest: GRADS * max(smallest, rms(WEIGHTS)),
+    ),
+    "limit_learning_rate": (
+        st.fixed_dictionaries({"learning_rate": st.floats(1e-3, 2), "power": size}),
+        limit_learning_rate,
+        lambda learning_rate, power: (
+            g * min(learning_rate, t**-power) / learning_rate for t, g in enumerate(GRADS, start=1)
+        ),
+    ),
+    # Coefficients that lead away from 1 amplify from step to step, and rounding with it.
+    "orthogonalize": (
+        st.fixed_dictionaries(
+            {
+                "coefficients": st.sampled_from([(3.4445, -4.775, 2.0315), (1.875, -1.25, 0.375)]),
+                "steps": st.integers(0, 5),
+                "eps": eps,
+            }
+        ),
+        lambda **rest: orthogonalize(**rest, precision="full"),
+        orthogonal,
+    ),
+    "scale_by_matrix_shape": (st.just({}), scale_by_matrix_shape, lambda: GRADS),
+    "scale_by_matrix_shape, for AdamW's rates": (
+        st.just({}),
+        lambda: scale_by_matrix_shape("match_rms_adamw"),
+        lambda: GRADS * 0.2 * np.sqrt(2),
+    ),
     # Close to 0 a variance is the difference of equal numbers, and close to 1 an average of nothing.
     "variance": (st.fixed_dictionaries({"decay": st.floats(0.1, 0.99)}), variance, variances),
     "running_max": (st.just({}), running_max, lambda: np.maximum.accumulate(np.maximum(GRADS, 0))),

@@ -81,6 +81,39 @@ def test_a_hyperparameter_that_is_not_the_chains(name, hyperparams, says, has_be
     assert says in str(error.value)
 
 
+OF_AXES = {
+    "Adafactor": {"beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0, "maximize": False},
+    "Muon": {"momentum": 0.95, "nesterov": True, "eps": 1e-7, "ns_steps": 5, "adjust_lr_fn": None, "weight_decay": 0.1}
+    | {"ns_coefficients": (3.4445, -4.775, 2.0315)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparams", "says"),
+    [
+        ("Adafactor", {"beta2_decay": -0.5}, "power=0.8 in second.factored_mean_square"),
+        ("Adafactor", {"eps": (1e-2, 1e-3)}, "eps=None in second.at_least_eps"),
+        ("Adafactor", {"eps": (None, 1.0)}, "smallest=0.001 in scale_by_param_rms"),
+        ("Adafactor", {"d": 2.0}, "threshold=1.0 in clip_by_rms"),
+        ("Muon", {"momentum": 0.9}, "decay=0.95 in scale_by_nesterov"),
+        ("Muon", {"nesterov": False}, "scale_by_nesterov"),
+        ("Muon", {"ns_steps": 4}, "steps=5 in orthogonalize"),
+        ("Muon", {"ns_coefficients": (3.4445, -4.775, 2.0)}, "coefficients=[3.4445, -4.775, 2.0315] in orthogonalize"),
+        ("Muon", {"adjust_lr_fn": "match_rms_adamw"}, "rule='original' in scale_by_matrix_shape"),
+    ],
+)
+def test_a_hyperparameter_of_muon_or_adafactor_that_is_not_the_chains(name, hyperparams, says):
+    params = {"params": {"fc": {"kernel": jnp.ones((2, 3))}}}
+    tx = from_torch((name, OF_AXES[name]))
+    group = {"lr": 1e-3, **OF_AXES[name], "params": [0], "param_names": ["fc.weight"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of lr
+        import_state(tx, params, {"state": {}, "param_groups": [group]})
+        with pytest.raises(ValueError, match="in PyTorch's group 0, but the chain has") as error:
+            import_state(tx, params, {"state": {}, "param_groups": [group | hyperparams]})
+    assert says in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("make", "name", "hyperparams", "says"),
     [
