@@ -79,10 +79,12 @@ class Counterpart(NamedTuple):
     def nothing(self) -> str:
         """That PyTorch does not have it."""
         leaves = ", ".join(f"{path} {shape}" for path, shape in zip(self.use.paths, self.shapes))
-        theirs = self.to_torch([hollow(shape) for shape in self.shapes])
-        return (
-            f"PyTorch has nothing for {leaves}: no {', '.join(f'{one} {array.shape}' for one, array in theirs.items())}"
-        )
+        try:
+            theirs = self.to_torch([hollow(shape) for shape in self.shapes])
+            names = ", ".join(f"{name} {array.shape}" for name, array in theirs.items())
+        except Exception:  # the layout may be the user's
+            names = ", ".join(self.names)
+        return f"PyTorch has nothing for {leaves}: no {names}"
 
     @property
     def is_plain(self) -> bool:

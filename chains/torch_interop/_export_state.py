@@ -14,7 +14,7 @@ from ..algebra._structure import StateArray, state_arrays
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
 from ._hyperparams import compare_direction
-from ._names import Names, Place, every_counterpart, places, refuse, torch_name
+from ._names import Names, every_counterpart, incomplete, places, refuse, torch_name
 from ._reference import Fields, Reference, after, field_of, partners, reference_of
 from ._rules import Layouts
 from ._spec import numbers_after
@@ -88,6 +88,7 @@ def export_state(
     ]
     problems += _half_done(arrays)
     states: dict[str, dict[str, Any]] = {name: {} for name in file.keys}
+    gathered: dict[Any, dict[int, Any]] = {}  # by PyTorch's key and counterpart, the leaves' arrays
     for part in chain_groups(tx, arrays, params, found, problems):
         reference = None if part.group is None else references[part.group]
         has = {key for member in part.members for key in file.keys[member]}
@@ -100,24 +101,24 @@ def export_state(
         count, has_begun = _count(part, reference, steps, problems)
         scalars = _scalars(part, reference, count, problems)
         early = reference is not None and reference.is_early
-        parts: dict[Any, dict[int, Any]] = {}  # by PyTorch's key and counterpart, the leaves' arrays
         for array in part.arrays:
             partner = fields.get(field_of(array))
             place = None if array.param is None else found.get(array.param)
             if partner is None or place is None or not (has_begun or early):
                 continue
             whole = place.whole
-            own = parts.setdefault((partner.key, id(whole)), {})
+            own = gathered.setdefault((partner.key, id(whole)), {})
             own[place.index] = array.value
             if len(own) < len(whole.shapes):
                 continue
             assert isinstance(array.field, Moment)
-            leaves = [own.pop(index) for index in sorted(own)]
+            leaves = [own[index] for index in sorted(own)]
+            gathered[partner.key, id(whole)] = dict.fromkeys(own)  # the arrays are no longer needed
             for tensor, value in whole.to_torch(leaves, are_weights=array.field.is_of_weights).items():
                 states[tensor] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
-        problems += _incomplete(parts, found)
         for member in part.members:
             _check_kept(member, states[member], reference, problems)
+    problems += incomplete(gathered, found)
     if is_optimizer:
         _check_shapes(template, states, problems)
     refuse("export_state: template must fit the chain and the parameters", problems)
@@ -129,17 +130,6 @@ def export_state(
         },
         "param_groups": target["param_groups"],
     }
-
-
-def _incomplete(parts: Mapping[Any, Mapping[int, Any]], found: Mapping[tuple[str, ...], Place]) -> list[str]:
-    """What PyTorch has in one tensor, but the chain keeps only for some of its parts."""
-    by_id = {id(place.whole): place.whole for place in found.values()}
-    return [
-        f"{key} of {', '.join(by_id[one].names)} needs all of {by_id[one].text}, but the chain keeps it only for "
-        + ", ".join(by_id[one].use.paths[index] for index in sorted(own))
-        for (key, one), own in parts.items()
-        if own
-    ]
 
 
 def _half_done(arrays: Iterable[StateArray]) -> list[str]:

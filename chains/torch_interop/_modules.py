@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ._layouts import CONV_TRANSPOSE, FLAT, HEADS, HF_CONV1D, LINEAR, MERGED_HEADS, Layout
+from ._layouts import FLAT, HEADS, HF_CONV1D, LINEAR, MERGED_HEADS, Layout
 from ._rules import Block, Layouts, Rule, Shape, Tied, fused, single
 
 _QKV = ("query", "key", "value")
@@ -320,7 +320,6 @@ PRELU = Rule("PRELU", [Block(("weight",), ("negative_slope",), _to_slope, lambda
 
 TORCH_NN: Layouts = {
     "*": (MULTIHEAD_ATTENTION, LSTM_CELL, GRU_CELL, BATCH_NORM, PRELU),
-    "*ConvTranspose_*/kernel": (CONV_TRANSPOSE,),
 }
 """What applies everywhere where nothing else is given: PyTorch's modules in those of Flax Linen, NNX and Equinox."""
 

@@ -1,7 +1,7 @@
 """Which PyTorch parameter corresponds to a parameter, and how PyTorch lays out its elements."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +102,22 @@ def places(every: Sequence[Counterpart], params: Any) -> dict[tuple[str, ...], P
         if one.group is not None
         for index, path in enumerate(one.use.paths)
     }
+
+
+def incomplete(kept: Mapping[Any, Collection[int]], found: Mapping[tuple[str, ...], Place]) -> list[str]:
+    """What PyTorch has in one tensor, but the chain keeps for some of its leaves only.
+
+    Args:
+        kept: By PyTorch's key and the counterpart's Python id, the indices of the leaves.
+        found: Where the parameters are.
+    """
+    wholes = {id(place.whole): place.whole for place in found.values()}
+    return [
+        f"{key} of {', '.join(wholes[one].names)} is for {wholes[one].text}, but the chain keeps it only for "
+        + ", ".join(wholes[one].use.paths[index] for index in sorted(indices))
+        for (key, one), indices in kept.items()
+        if len(indices) < len(wholes[one].shapes)
+    ]
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
