@@ -123,7 +123,8 @@ class Counterpart(NamedTuple):
         ours = [self._inner(shape) for shape in shapes]
         before = len(problems)
         if isinstance(what, Layout):
-            converted = [_converted(what, of[0], self.use.paths[0], theirs[0], ours[0], problems)]
+            alone = _converted(what, of[0], self.use.paths[0], theirs[0], ours[0], problems)
+            converted = None if alone is None else [alone]
         else:
             converted = self._by_block(what, of, theirs, ours, problems)
         for array, is_complex in zip(converted or [], self.are_complex):

@@ -108,7 +108,7 @@ def export_state(
                 continue
             whole = place.whole
             own = gathered.setdefault((partner.key, id(whole)), {})
-            own[place.index] = array.value
+            own[place.part] = array.value
             if len(own) < len(whole.shapes):
                 continue
             assert isinstance(array.field, Moment)

@@ -150,13 +150,12 @@ def _entries(given: Layouts, tree: _Tree) -> Iterator[_Entry]:
     for pattern, rule in given.items():
         if isinstance(rule, Stacked):
             continue
-        if isinstance(rule, tuple) and not isinstance(rule, Layout):
-            yield _Entry(_TUPLE, pattern, rule)
-        else:
+        if isinstance(rule, Layout | Tied | Rule):
             is_exact = pattern in tree.shapes or pattern in tree.modules
             yield _Entry(_EXACT if is_exact else _PATTERN, pattern, (rule,))
+        else:
+            yield _Entry(_TUPLE, pattern, rule)
     for pattern, rules in TORCH_NN.items():
-        assert isinstance(rules, tuple)
         yield _Entry(_STANDARD, pattern, rules)
 
 

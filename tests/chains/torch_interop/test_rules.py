@@ -323,7 +323,7 @@ def test_numbers_of_layers_that_differ_are_listed():
             {"params/fc": LSTM_CELL},
             "layouts has LSTM_CELL for params/fc, which needs ii/kernel, if/kernel, ig/kernel, io/kernel, hi/kernel, "
             "hf/kernel, hg/kernel, ho/kernel or ii/kernel, if_/kernel, ig/kernel, io/kernel, hi/kernel, hf/kernel, "
-            "hg/kernel, ho/kernel or dense_h/bias, dense_i/kernel, dense_h/kernel or weight_ih, weight_hh, "
+            "hg/kernel, ho/kernel or dense_i/kernel, dense_h/kernel or weight_ih, weight_hh, "
             "but params/fc has kernel (4, 4)",
         ),
         (
