@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from linkax.chains import adam, param_groups, sgd
+from linkax.chains import adam, live, param_groups, sgd
 from linkax.chains.torch_interop import (
     HEADS,
     IDENTITY,
@@ -139,6 +139,34 @@ def test_moments_and_steps_go_with_the_tensors():
     for key, own in file["state"].items():
         assert back["state"][key]["step"] == 7
         np.testing.assert_allclose(back["state"][key]["exp_avg_sq"], own["exp_avg_sq"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda tx: optax.MultiSteps(tx, 2), lambda tx: optax.apply_if_finite(tx, 3), optax.flatten, lambda tx: live(tx)],
+    ids=["MultiSteps", "apply_if_finite", "flatten", "live"],
+)
+def test_rules_reach_into_wrappers(wrap):
+    params = tree(**attention("blocks__attn", bias=False, stack=(2,)))
+    layouts = {"params/blocks": Stacked()}
+    tx, file = wrap(adam()), state_dict("adam", drawn(params, layouts=layouts))
+    state = import_state(tx, params, file, layouts=layouts)
+    group = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "lr": 1e-3, "amsgrad": False}
+    template = {"state": {}, "param_groups": [group | file["param_groups"][0]]}
+    back = export_state(tx, params, state, template, layouts=layouts)
+    for key, own in file["state"].items():
+        np.testing.assert_allclose(back["state"][key]["exp_avg"], own["exp_avg"], rtol=1e-6)
+
+
+def test_half_precision_leaves_get_and_give_their_numbers():
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), tree(**attention("blocks__attn", stack=(2,))))
+    layouts = {"params/blocks": Stacked()}
+    theirs = drawn(params, layouts=layouts)
+    ours = import_params(params, theirs, layouts=layouts)
+    assert {one.dtype for one in jax.tree.leaves(ours)} == {jnp.dtype(jnp.bfloat16)}
+    for name, one in export_params(ours, layouts=layouts).items():
+        assert one.dtype == np.float32  # PyTorch cannot read NumPy's bfloat16
+        np.testing.assert_allclose(one, theirs[name], rtol=2**-8)
 
 
 def test_layers_that_become_one_leaf_must_agree_in_steps_and_groups():
