@@ -47,7 +47,7 @@ def _layout_of(layouts: Layouts, path: str, leaf: Any) -> Layout:
         for rule in _members(entry):
             if isinstance(rule, Rule | Stacked) and _has(rule, pattern, path):
                 raise ValueError(
-                    f"from_torch: {path} must be a whole tensor of PyTorch's, whose Muon and Adafactor do not act on its "
+                    f"from_torch: {path} must be a whole tensor of PyTorch's, whose Muon and Adafactor do not act on "
                     f"elements one by one, but it may be a part of one ({rule!r}); if it is whole, give it a Layout"
                 )
     return default_layout(path, leaf.shape)

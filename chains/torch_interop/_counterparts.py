@@ -76,16 +76,14 @@ class Counterpart(NamedTuple):
     def nothing(self) -> str:
         """That PyTorch does not have it."""
         leaves = ", ".join(f"{path} {shape}" for path, shape in zip(self.use.paths, self.shapes))
-        theirs = self.to_torch([hollow(shape) for shape in self.shapes])
-        return (
-            f"PyTorch has nothing for {leaves}: no {', '.join(f'{one} {array.shape}' for one, array in theirs.items())}"
-        )
+        names = ", ".join(f"{name} {shape}" for name, shape in self.torch_shapes.items()) or ", ".join(self.names)
+        return f"PyTorch has nothing for {leaves}: no {names}"
 
     def cannot_be_factored(self, key: str) -> str:
         """That a moment is factored, and the rule does not know how to convert that."""
         return (
-            f"{_of(key, self.names[0])} is factored, and {self.use.name} cannot convert it to {self.text}: start without "
-            "it, or keep the parameter as PyTorch does"
+            f"{_of(key, self.names[0])} is factored, and {self.use.name} cannot convert it to {self.text}: start "
+            "without it, or keep the parameter as PyTorch does"
         )
 
     @property
@@ -137,7 +135,8 @@ class Counterpart(NamedTuple):
         ours = [self._inner(shape) for shape in shapes]
         before = len(problems)
         if isinstance(what, Layout):
-            converted = [_converted(what, of[0], self.use.paths[0], theirs[0], ours[0], problems)]
+            alone = _converted(what, of[0], self.use.paths[0], theirs[0], ours[0], problems)
+            converted = None if alone is None else [alone]
         else:
             converted = self._by_block(what, of, theirs, ours, problems)
         for array, is_complex in zip(converted or [], self.are_complex):

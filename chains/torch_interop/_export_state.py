@@ -16,7 +16,7 @@ from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
 from ._group_matches import check_equal
 from ._hyperparams import compare_direction
-from ._names import Names, Place, every_counterpart, places, refuse, torch_name
+from ._names import Names, every_counterpart, incomplete, places, refuse, torch_name
 from ._reference import Fields, Reference, after, field_of, partners, reference_of
 from ._rules import Layouts
 from ._spec import has_whole_step, is_known, kept_shape, numbers_after
@@ -94,6 +94,7 @@ def export_state(
     arrays = [array for array in arrays if (array.site.groups, array.site.name) not in separate]  # their counts too
     problems += _half_done(arrays)
     states: dict[str, dict[str, Any]] = {name: {} for name in file.keys}
+    gathered: dict[Any, dict[int, Any]] = {}  # by PyTorch's key and counterpart, the leaves' arrays
     parts = chain_groups(tx, arrays, params, found, file.hyperparams, problems)
     shapes = {name: shape for place in found.values() for name, shape in place.whole.torch_shapes.items()}
     check_equal(((".".join(part.label), part.links, part.members) for part in parts), file.groups, problems)
@@ -109,7 +110,6 @@ def export_state(
         count, has_begun = _count(part, reference, steps, problems)
         scalars = _scalars(part, reference, count, problems)
         early = reference is not None and reference.is_early
-        gathered: dict[Any, dict[int, Any]] = {}  # by PyTorch's key and counterpart, the leaves' arrays
         for array in part.arrays:
             partner = fields.get(field_of(array))
             place = None if array.param is None else found.get(array.param)
@@ -117,19 +117,20 @@ def export_state(
                 continue
             whole = place.whole
             own = gathered.setdefault((partner.key, id(whole)), {})
-            own[place.index] = array.value
+            own[place.part] = array.value
             if len(own) < len(whole.shapes):
                 continue
             assert isinstance(array.field, Moment)
-            leaves = [own.pop(index) for index in sorted(own)]
+            leaves = [own[index] for index in sorted(own)]
+            gathered[partner.key, id(whole)] = dict.fromkeys(own)  # the arrays are no longer needed
             if not whole.is_plain and [np.shape(leaf) for leaf in leaves] != list(whole.shapes):
                 problems.append(whole.cannot_be_factored(partner.key))
                 continue
             for tensor, value in whole.to_torch(leaves, are_weights=array.field.is_of_weights).items():
                 states[tensor] |= {**scalars, partner.key: value if partner.factor == 1 else value / partner.factor}
-        problems += _incomplete(gathered, found)
         for member in part.members:
             _check_kept(member, states[member], reference, shapes.get(member), problems)
+    problems += incomplete(gathered, found)
     if is_optimizer:
         _check_shapes(template, states, problems)
     refuse("export_state: template must fit the chain and the parameters", problems)
@@ -143,17 +144,6 @@ def export_state(
         },
         "param_groups": target["param_groups"],
     }
-
-
-def _incomplete(gathered: Mapping[Any, Mapping[int, Any]], found: Mapping[tuple[str, ...], Place]) -> list[str]:
-    """What PyTorch has in one tensor, but the chain keeps only for some of its parts."""
-    by_id = {id(place.whole): place.whole for place in found.values()}
-    return [
-        f"{key} of {', '.join(by_id[one].names)} needs all of {by_id[one].text}, but the chain keeps it only for "
-        + ", ".join(by_id[one].use.paths[index] for index in sorted(own))
-        for (key, one), own in gathered.items()
-        if own
-    ]
 
 
 def _half_done(arrays: Iterable[StateArray]) -> list[str]:

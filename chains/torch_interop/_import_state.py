@@ -22,7 +22,7 @@ from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
 from ._clocks import check_clocks
 from ._hyperparams import Ours, compare_hyperparams
-from ._names import Names, Place, every_counterpart, places, refuse, torch_name
+from ._names import Names, Place, every_counterpart, incomplete, places, refuse, torch_name
 from ._reference import Fields, Reference, field_of, partners, reference_of
 from ._rules import Layouts
 from ._steps import Age, age_of, counts_around, counts_of
@@ -54,12 +54,14 @@ def import_state(
         params: The parameters, already converted from PyTorch's model (`import_params`).
         state_dict: The result of `optimizer.state_dict()`, with tensors or arrays; read a file of it with
             `torch.load(path, weights_only=True)`.
-        names: A function or dictionary from the parameters' paths to their names in PyTorch.
+        names: A function or dictionary from the parameters' paths to their names in PyTorch, and from those of modules
+            that a rule is for; `renamed` makes one.
         order: The parameters' names in the order in which the optimizer got them. Only needed if it was not made from
             `model.named_parameters()`, with which PyTorch stores the names itself.
-        layouts: The layouts of the parameters at some paths, or at all that match a pattern:
-            `{"params/*/c_attn/kernel": HF_CONV1D}`. By default, a Flax `kernel` of two or more dimensions is that of a
-            linear layer or a convolution, and everything else is laid out as in PyTorch.
+        layouts: The layouts of parameters and the rules for modules, by path or by a pattern of paths:
+            `{"*/c_proj/kernel": HF_CONV1D, "*/attn": fused_attention("c_attn", "c_proj")}`. By default, `torch.nn`'s
+            attention and recurrent cells are recognised by their leaves (`TORCH_NN`), a Flax `kernel` of two or more
+            dimensions is that of a linear layer or a convolution, and everything else is laid out as in PyTorch.
         steps: The number of steps PyTorch has taken, if its state does not contain it: SGD's does not, and a schedule
             needs it.
         averages: The `state_dict()` of PyTorch's `AveragedModel`, for a chain with `average_weights`, whose average
@@ -115,6 +117,7 @@ def import_state(
         values |= {one.place: _filled(what, value, 1.0, one.value, problems) for one, what, value in read}
     ages: dict[Groups, Age] = {}
     owned = _owned(fresh, params)
+    kept: dict[Any, set[int]] = {}  # by PyTorch's key and counterpart, the leaves that the chain keeps it for
     parts = chain_groups(tx, arrays, params, found, file.hyperparams, problems)
     placed = {name for part in parts for name in part.members}
     known = {name for place in found.values() for name in place.whole.names}  # the others are problems already
@@ -127,11 +130,12 @@ def import_state(
         check_kept(part.arrays, problems)
         if reference is not None:
             _compare(part, fields, reference, problems, notes)
-        values |= _moments(part, fields, reference, found, file, steps is not None, owned, problems, notes)
+        values |= _moments(part, fields, reference, found, file, steps is not None, owned, kept, problems, notes)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
         check_clocks(tx, part.label, age.steps, problems)
         if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
             values |= counts_of(part.arrays, age, reference, part.members, file, problems)
+    problems += incomplete(kept, found)
     values |= counts_around(arrays, ages, problems)
     refuse("import_state: the state must fit the chain and the parameters", problems)
     if any(age.has_begun for age in ages.values()):
@@ -170,6 +174,7 @@ def _moments(
     file: TorchFile,
     has_steps: bool,
     owned: set[int],
+    kept: dict[Any, set[int]],
     problems: list[str],
     notes: list[str],
 ) -> dict[Any, Any]:
@@ -185,6 +190,7 @@ def _moments(
         if partner is None or place is None:
             continue
         whole, index = place
+        kept.setdefault((partner.key, id(whole)), set()).add(index)
         assert isinstance(array.field, Moment)
         if (field, id(whole)) not in converted:
 

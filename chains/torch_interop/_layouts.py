@@ -125,6 +125,12 @@ def default_layout(path: str, shape: tuple[int, ...]) -> Layout:
     return CONV if leaf == "kernel" and len(shape) >= 2 else IDENTITY
 
 
+def is_ambiguous(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether a kernel is that of a transposed convolution, of which two layouts fit."""
+    module, leaf = path.split("/")[-2:] if "/" in path else ("", path)
+    return leaf == "kernel" and "ConvTranspose" in module and len(shape) >= 3 and shape[-1] == shape[-2]
+
+
 def layout_name(layout: Layout) -> str:
     """The name of a ready-made layout."""
     return next((name for name, one in _READY.items() if one == layout), "Layout")

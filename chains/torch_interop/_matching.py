@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ._layouts import Layout, default_layout, layout_name
+from ._layouts import Layout, default_layout, is_ambiguous, layout_name
 from ._modules import TORCH_NN
 from ._rules import Block, Layouts, Rule, Shape, Stacked, Tied, hollow, is_rule
 
@@ -43,8 +43,11 @@ def uses_of(
     stacks = _stacks(tree, given, problems)
     inner = {path: _without(shape, stacks.get(path)) for path, shape in shapes.items()}
     one = _Tree({path: shape for path, shape in inner.items() if shape is not None})
-    for path in shapes.keys() - one.shapes.keys():
-        problems.append(f"{path} has the shape {shapes[path]}, so it has no axis {stacks[path][1]} of stacked layers")
+    problems += [
+        f"{path} has the shape {shape}, so it has no axis {stacks[path][1]} of stacked layers"
+        for path, shape in shapes.items()
+        if path not in one.shapes
+    ]
     taken: dict[str, Use] = {}
     uses: list[Use] = []
     for level in range(4):
@@ -69,6 +72,11 @@ def uses_of(
     for path, shape in one.shapes.items():
         if path not in taken:
             layout = default_layout(path, shape)
+            if is_ambiguous(path, shape):
+                problems.append(
+                    f"{path} {shape} may be CONV_TRANSPOSE or, with transpose_kernel=True, CONV_TRANSPOSE_KERNEL, and "
+                    "both fit: give one of them with the argument layouts"
+                )
             uses.append(Use(path, (path,), layout, layout_name(layout), is_given=False))
     position = {path: index for index, path in enumerate(shapes)}
     placed = [use._replace(stack=stacks.get(use.paths[0])) for use in uses]
@@ -103,9 +111,9 @@ class _Tree:
         return [pattern] if pattern in self.modules else fnmatch.filter(self.modules, pattern)
 
 
-def joined(module: str, leaf: str, separator: str = "/") -> str:
+def _joined(module: str, leaf: str) -> str:
     """The path of what is in a module."""
-    return f"{module}{separator}{leaf}" if module else leaf
+    return f"{module}/{leaf}" if module else leaf
 
 
 def _stacks(tree: _Tree, given: Layouts, problems: list[str]) -> dict[str, tuple[str, int]]:
@@ -142,13 +150,12 @@ def _entries(given: Layouts, tree: _Tree) -> Iterator[_Entry]:
     for pattern, rule in given.items():
         if isinstance(rule, Stacked):
             continue
-        if isinstance(rule, tuple) and not isinstance(rule, Layout):
-            yield _Entry(_TUPLE, pattern, rule)
-        else:
+        if isinstance(rule, Layout | Tied | Rule):
             is_exact = pattern in tree.shapes or pattern in tree.modules
             yield _Entry(_EXACT if is_exact else _PATTERN, pattern, (rule,))
+        else:
+            yield _Entry(_TUPLE, pattern, rule)
     for pattern, rules in TORCH_NN.items():
-        assert isinstance(rules, tuple)
         yield _Entry(_STANDARD, pattern, rules)
 
 
@@ -177,7 +184,7 @@ def _blocks_at(rule: Rule, module: str, tree: _Tree, is_given: bool) -> list[Use
     for blocks in rule.variants:
         if not all(_fits(block, module, tree) for block in blocks if not block.is_optional):
             continue
-        paths = [tuple(joined(module, leaf) for leaf in block.leaves) for block in blocks]
+        paths = [tuple(_joined(module, leaf) for leaf in block.leaves) for block in blocks]
         return [
             Use(module, own, block, rule.name, is_given)
             for block, own in zip(blocks, paths)
@@ -188,7 +195,7 @@ def _blocks_at(rule: Rule, module: str, tree: _Tree, is_given: bool) -> list[Use
 
 def _fits(block: Block, module: str, tree: _Tree) -> bool:
     """Whether a module has the leaves of a block, in shapes that it accepts."""
-    paths = [joined(module, leaf) for leaf in block.leaves]
+    paths = [_joined(module, leaf) for leaf in block.leaves]
     if not all(path in tree.shapes for path in paths):
         return False
     try:
@@ -219,13 +226,13 @@ def _unused(entry: _Entry, tree: _Tree) -> str:
     """Why a line of `layouts` applies nowhere."""
     rule = entry.rules[0]
     modules = tree.below(entry.pattern)
-    if not isinstance(rule, Rule) or not modules:
-        return f"layouts has one for {entry.pattern}, which is not a parameter" + " or a module" * isinstance(
-            rule, Rule
-        )
+    if not isinstance(rule, Rule):
+        return f"layouts has one for {entry.pattern}, which is not a parameter"
+    if not modules:
+        return f"layouts has one for {entry.pattern}, which is not a module"
     module = modules[0]
     has = [path[len(module) :].lstrip("/") for path in tree.shapes if path.startswith(f"{module}/" if module else "")]
-    own = ", ".join(f"{leaf} {tree.shapes[joined(module, leaf)]}" for leaf in has[:8]) + ", …" * (len(has) > 8)
+    own = ", ".join(f"{leaf} {tree.shapes[_joined(module, leaf)]}" for leaf in has[:8]) + ", …" * (len(has) > 8)
     required = [
         [leaf for block in blocks if not block.is_optional for leaf in block.leaves] for blocks in rule.variants
     ]

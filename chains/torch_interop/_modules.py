@@ -1,11 +1,10 @@
 """Ready rules for the modules of PyTorch, Flax Linen, Flax NNX and Equinox, and for some well-known models."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ._layouts import CONV_TRANSPOSE, FLAT, HEADS, HF_CONV1D, LINEAR, MERGED_HEADS, Layout
+from ._layouts import FLAT, HEADS, HF_CONV1D, IDENTITY, LINEAR, MERGED_HEADS, Layout
 from ._rules import Block, Layouts, Rule, Shape, Tied, fused, single
 
 _QKV = ("query", "key", "value")
@@ -123,13 +122,13 @@ def _two_biases(
     moments = Block(
         tensors,
         tuple(leaves),
-        lambda theirs, shapes: to_jax(*theirs, 0.5, shapes),
+        lambda theirs, shapes: to_jax(theirs[0], theirs[1], 0.5, shapes),
         lambda ours: to_torch(ours, 1.0),
     )
     return Block(
         tensors,
         tuple(leaves),
-        lambda theirs, shapes: to_jax(*theirs, 1.0, shapes),
+        lambda theirs, shapes: to_jax(theirs[0], theirs[1], 1.0, shapes),
         lambda ours: to_torch(ours, 0.5),
         moments,
         is_optional=True,
@@ -187,19 +186,16 @@ def _with_hidden_n(ours: list[np.ndarray]) -> list[np.ndarray]:
     return [*gates, np.zeros_like(gates[2])]
 
 
-def _required(block: Block) -> Block:
-    return dataclasses.replace(block, is_optional=False)
-
-
-def _gates(count: int) -> Layout:
-    """The hidden weights of so many gates, as PyTorch has them."""
+def _gates(count: int, layout: Layout) -> Layout:
+    """The hidden weights of so many gates: other cells have the same names."""
 
     def to_torch(w: np.ndarray) -> np.ndarray:
-        if w.ndim != 2 or w.shape[0] != count * w.shape[1]:
+        theirs = layout.to_torch(w)
+        if theirs.ndim != 2 or theirs.shape[0] != count * theirs.shape[1]:
             raise ValueError(f"it must have the weights of {count} gates")
-        return w
+        return theirs
 
-    return Layout(lambda w: w, to_torch)
+    return Layout(layout.to_jax, to_torch)
 
 
 def _lstm(name: str, suffix: str) -> Rule:
@@ -219,11 +215,15 @@ def _lstm(name: str, suffix: str) -> Rule:
         by_gates("ii", "if", "ig", "io"),
         by_gates("ii", "if_", "ig", "io"),  # NNX
         [  # NNX's OptimizedLSTMCell
-            _required(_sum_of_biases(biases, "dense_h/bias")),
             single(ih, "dense_i/kernel", LINEAR),
-            single(hh, "dense_h/kernel", LINEAR),
+            single(hh, "dense_h/kernel", _gates(4, LINEAR)),
+            _sum_of_biases(biases, "dense_h/bias"),
         ],
-        [single(ih, "weight_ih"), single(hh, "weight_hh", _gates(4)), _sum_of_biases(biases, "bias")],  # Equinox
+        [
+            single(ih, "weight_ih"),
+            single(hh, "weight_hh", _gates(4, IDENTITY)),
+            _sum_of_biases(biases, "bias"),
+        ],  # Equinox
     )
 
 
@@ -239,13 +239,13 @@ def _gru(name: str, suffix: str) -> Rule:
             _gru_biases(biases, ("ir/bias", "iz/bias", "in/bias", "hn/bias"), list, list),
         ],
         [  # NNX
-            _required(_gru_biases(biases, ("dense_i/bias",), _without_hidden_n, _with_hidden_n)),
             single(ih, "dense_i/kernel", LINEAR),
-            single(hh, "dense_h/kernel", LINEAR),
+            single(hh, "dense_h/kernel", _gates(3, LINEAR)),
+            _gru_biases(biases, ("dense_i/bias",), _without_hidden_n, _with_hidden_n),
         ],
         [  # Equinox
             single(ih, "weight_ih"),
-            single(hh, "weight_hh", _gates(3)),
+            single(hh, "weight_hh", _gates(3, IDENTITY)),
             _gru_biases(biases, ("bias", "bias_n"), *in_one),
         ],
     )
@@ -262,7 +262,7 @@ def _rnn(name: str, suffix: str) -> Rule:
         ],
         [  # NNX
             single(f"weight_ih{suffix}", "dense_i/kernel", LINEAR),
-            single(f"weight_hh{suffix}", "dense_h/kernel", LINEAR),
+            single(f"weight_hh{suffix}", "dense_h/kernel", _gates(1, LINEAR)),
             _sum_of_biases(biases, "dense_i/bias"),
         ],
     )
@@ -318,9 +318,8 @@ BATCH_NORM = Rule("BATCH_NORM", [single("running_mean", "mean"), single("running
 PRELU = Rule("PRELU", [Block(("weight",), ("negative_slope",), _to_slope, lambda ours: [ours[0].reshape(-1)])])
 """`torch.nn.PReLU`, (1,), in `PReLU` (Flax Linen, NNX, Equinox), which is a scalar there."""
 
-TORCH_NN: Layouts = {
+TORCH_NN: dict[str, tuple[Rule, ...]] = {
     "*": (MULTIHEAD_ATTENTION, LSTM_CELL, GRU_CELL, BATCH_NORM, PRELU),
-    "*ConvTranspose_*/kernel": (CONV_TRANSPOSE,),
 }
 """What applies everywhere where nothing else is given: PyTorch's modules in those of Flax Linen, NNX and Equinox."""
 

@@ -1,7 +1,7 @@
 """Which PyTorch parameter corresponds to a parameter, and how PyTorch lays out its elements."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,11 +42,11 @@ def torch_name(path: str) -> str:
     """
     collection, *inside = path.split("/")
     if collection == "batch_stats":
-        renamed_leaves = {"mean": "running_mean", "var": "running_var"}
+        theirs = {"mean": "running_mean", "var": "running_var"}
     else:
         inside = inside if collection == "params" else [collection, *inside]
-        renamed_leaves = dict.fromkeys(("kernel", "scale", "embedding"), "weight")
-    return ".".join([*inside[:-1], *(renamed_leaves.get(leaf, leaf) for leaf in inside[-1:])])
+        theirs = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+    return ".".join([*inside[:-1], *(theirs.get(leaf, leaf) for leaf in inside[-1:])])
 
 
 def name_of(names: Names, path: str) -> str | None:
@@ -60,7 +60,7 @@ class Place(NamedTuple):
     """Where a leaf is in its counterpart."""
 
     whole: Counterpart
-    index: int  # among the counterpart's leaves
+    part: int  # its position among the counterpart's leaves
 
     @property
     def group(self) -> int:
@@ -85,9 +85,9 @@ def every_counterpart(
     named = names if isinstance(names, Mapping) else ()
     uses = uses_of({path: np.shape(leaf) for path, leaf in leaves.items()}, layouts, named, problems)
     found = counterparts(leaves, uses, lambda path: name_of(names, path), groups, problems, ignored)
-    alone = [one.use for one in found if isinstance(one.use.what, Layout) and one.use.stack is None]
-    given = {use.where: use.what for use in alone if use.is_given}
-    shapes = {use.where: np.shape(leaves[use.where]) for use in alone}
+    alone = [one for one in found if isinstance(one.use.what, Layout) and one.use.stack is None]
+    given = {one.use.where: one.use.what for one in alone if one.use.is_given and isinstance(one.use.what, Layout)}
+    shapes = {one.use.where: one.shapes[0] for one in alone}
     for warning in untold_siblings(shapes, given) if not problems else ():
         warnings.warn(warning, stacklevel=3)
     return found
@@ -102,6 +102,22 @@ def places(every: Sequence[Counterpart], params: Any) -> dict[tuple[str, ...], P
         if one.group is not None
         for index, path in enumerate(one.use.paths)
     }
+
+
+def incomplete(kept: Mapping[Any, Collection[int]], found: Mapping[tuple[str, ...], Place]) -> list[str]:
+    """What PyTorch has in one tensor, but the chain keeps for some of its leaves only.
+
+    Args:
+        kept: By PyTorch's key and the counterpart's Python id, the indices of the leaves.
+        found: Where the parameters are.
+    """
+    wholes = {id(place.whole): place.whole for place in found.values()}
+    return [
+        f"{key} of {', '.join(wholes[one].names)} is for {wholes[one].text}, but the chain keeps it only for "
+        + ", ".join(wholes[one].use.paths[index] for index in sorted(indices))
+        for (key, one), indices in kept.items()
+        if len(indices) < len(wholes[one].shapes)
+    ]
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
@@ -154,17 +170,12 @@ def torch_labels(
     if params is not None:
         every = every_counterpart(params, names, layouts, groups, problems)
         refuse("torch_labels: the groups must fit the parameters", problems)
-        labels = {path: none if one.group is None else str(one.group) for one in every for path in one.use.paths}
-    elif layouts is not None:
+        labels = {path: str(one.group) for one in every if one.group is not None for path in one.use.paths}
+        return lambda path, _: labels.get(path, none)
+    if layouts is not None:
         raise ValueError("torch_labels: params must be given with layouts, got None")
-    else:
-        group_of = {name: str(index) for index, group in enumerate(groups) for name in group}
-
-    def label(path: str, leaf: Any) -> str:
-        del leaf
-        return labels.get(path, none) if params is not None else group_of.get(name_of(names, path) or "", none)
-
-    return label
+    group_of = {name: str(index) for index, group in enumerate(groups) for name in group}
+    return lambda path, _: group_of.get(name_of(names, path) or "", none)
 
 
 def import_params(

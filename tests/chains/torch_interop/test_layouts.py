@@ -172,6 +172,14 @@ def test_a_kernel_that_fits_only_in_another_layout_is_refused_with_the_layout_to
     assert f"it fits with layouts={{'params/m/kernel': torch_interop.{names}}}" in str(error.value)
 
 
+@pytest.mark.parametrize("layout", [CONV_TRANSPOSE, CONV_TRANSPOSE_KERNEL])
+def test_a_transposed_convolution_with_as_many_channels_in_as_out_needs_a_layout(layout):
+    params, theirs = tree(ConvTranspose_0__kernel=(3, 4, 4)), {"ConvTranspose_0.weight": RNG.normal(size=(4, 4, 3))}
+    with pytest.raises(ValueError, match="may be CONV_TRANSPOSE or, with transpose_kernel=True, CONV_TRANSPOSE_KERNEL"):
+        import_params(params, theirs)
+    import_params(params, theirs, layouts={"*/kernel": layout})
+
+
 def gpt2(square):
     return tree(
         h_0__attn__c_attn__kernel=(4, 12),
