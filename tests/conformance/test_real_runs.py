@@ -286,13 +286,6 @@ RUNS = {
     "Adafactor": adafactor,
     "Muon and AdamW": muon_and_adamw,
 }
-    "Linen GPT": linen_gpt,
-    "NNX GPT": nnx_gpt,
-    "ResNet": resnet,
-    "LSTM": lstm,
-    "Adafactor": adafactor,
-    "Muon": muon_and_adamw,
-}
 
 
 @pytest.mark.parametrize("make", RUNS.values(), ids=RUNS)
