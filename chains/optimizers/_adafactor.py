@@ -79,7 +79,7 @@ def adafactor(
         >>> adafactor()
         chain
         ├─ moment_ratio(eps=None)                                           moment
-        │  ├─ first
+        │  ├─ first: the input
         │  └─ second
         │     ├─ factored_mean_square(decay=1.0, power=0.8, axes=[-2, -1])  moment
         │     └─ at_least_eps()                                             moment

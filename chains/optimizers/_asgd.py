@@ -46,7 +46,8 @@ def asgd(
         maximize: Whether to maximise: g is negated before anything else.
 
     Returns:
-        A chain. Links whose number is `None` or the Python number 0 are left out.
+        A chain. Links whose number is `None` or the Python number 0 are left out. It has no `state` argument: its only
+        array, the average, moves by less and less per step, so that all of its digits count.
 
     Raises:
         ValueError: If a number is outside its range.

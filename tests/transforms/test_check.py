@@ -27,6 +27,7 @@ REQUIRED = {
     "blend": 0.9,
     "initial_step_size": 0.1,
     "eps": 1e-8,
+    "threshold": 1.0,
     "weight_decay": 0.1,
     "learning_rate": 0.1,
     "max_norm": 1.0,
