@@ -29,9 +29,10 @@ from ._checkpoint_files import is_tensor, read_torch, shown
 from ._checkpoint_names import clean_names, is_flat, plain_number
 from ._export_state import export_state
 from ._import_state import import_state
-from ._layouts import IDENTITY, Layouts
+from ._layouts import IDENTITY
 from ._names import BUFFERS, Names, export_params, import_params, torch_labels, torch_name
 from ._optimizer_order import optimizer_order
+from ._rules import Layouts
 from ._spec import from_torch
 
 _FROZEN = "frozen"  # the group of parameters that the optimizer does not have
