@@ -1,6 +1,6 @@
 """What stands around an optimizer in PyTorch, against the installed PyTorch: clipping, loss scaling, batch statistics.
 
-The recipes are those of docs/from_pytorch.md.
+The recipes are those of docs/torch_training.md.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from linkax.transforms import clip_grad_norm, clip_grad_value
 from .test_torch_exchange import TOLERANCE, saved
 
 torch = pytest.importorskip("torch", reason="compares with the installed PyTorch")
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "from_pytorch.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "torch_training.md"
 SHAPES = ((2, 3), (4,), ())
 
 
