@@ -41,7 +41,15 @@ def _convert(args: argparse.Namespace) -> None:
         if args.template is not None:
             raise ValueError(f"--template is for the way back, from an Orbax checkpoint, got {args.path}")
         notes = to_orbax(
-            args.path, args.out, target, order=args.order, names=args.names, model=args.model, strip=args.strip
+            args.path,
+            args.out,
+            target,
+            order=args.order,
+            names=args.names,
+            scheduler=args.scheduler,
+            steps_per_epoch=args.steps_per_epoch,
+            model=args.model,
+            strip=args.strip,
         )
     for note in notes:
         print(f"note: {note}")
@@ -109,6 +117,19 @@ def _parser() -> argparse.ArgumentParser:
         "--names",
         type=Path,
         help="with such a rule: a file of the names in model.named_parameters(), if PATH sorts them",
+    )
+    convert.add_argument(
+        "--scheduler",
+        metavar="CLASS",
+        help="the class of the scheduler, whose schedule the chain then has: 'CosineAnnealingLR', "
+        "'SequentialLR(LinearLR, CosineAnnealingLR)' (default: the learning rate stays as it is)",
+    )
+    convert.add_argument(
+        "--steps-per-epoch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many steps of the optimizer come before each step of the scheduler (default: 1)",
     )
     convert.add_argument(
         "--template",

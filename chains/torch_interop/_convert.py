@@ -33,6 +33,7 @@ from ._layouts import IDENTITY
 from ._names import BUFFERS, Names, export_params, import_params, torch_labels, torch_name
 from ._optimizer_order import optimizer_order
 from ._rules import Layouts
+from ._schedules import TorchSchedule, schedule_from_torch
 from ._spec import from_torch
 
 _FROZEN = "frozen"  # the group of parameters that the optimizer does not have
@@ -59,6 +60,8 @@ def to_orbax(
     *,
     order: str | None = None,
     names: Path | None = None,
+    scheduler: str | None = None,
+    steps_per_epoch: int = 1,
     model: str | None = None,
     strip: str = "",
 ) -> list[str]:
@@ -71,6 +74,9 @@ def to_orbax(
         order: The rule by which the optimizer was made, `"model"` or `"trainer"`, or a file of names, one a line.
         names: A file of the names of the model's parameters in its order, one a line, if `order` is a rule and the
             checkpoint does not have them in this order.
+        scheduler: The class of the scheduler, which its state does not say, as in a pair for `schedule_from_torch`;
+            `None` for a learning rate that stays as it is.
+        steps_per_epoch: As for `schedule_from_torch`.
         model: As for `inspect_checkpoint`.
         strip: As for `inspect_checkpoint`.
 
@@ -89,7 +95,8 @@ def to_orbax(
         problems.append(
             f"it has {len(saved.optimizers)} optimizers, and a chain is made from one: convert them by hand"
         )
-    spec = _spec_of(saved, problems)
+    rates = _rates(saved, scheduler, steps_per_epoch, problems)
+    spec = _spec_of(saved, rates, problems)
     _refuse(source, problems)
     is_wide = target.tree is None and any(str(one.dtype).endswith(("64", "128")) for one in saved.model.values())
     with _wide() if is_wide else contextlib.nullcontext(), _noted(notes), _named(source):
@@ -108,7 +115,7 @@ def to_orbax(
                 optimizer = saved.optimizers[0]
                 given = _order(order, names, saved, optimizer)
                 trained = _trained(items["params"])
-                tx = target.tx or chain_of(optimizer.name, optimizer.param_groups, given, target.names, trained)
+                tx = target.tx or chain_of(optimizer.name, optimizer.param_groups, rates, given, target, trained)
                 items["opt_state"] = import_state(
                     tx,
                     trained,
@@ -124,10 +131,10 @@ def to_orbax(
         spec["layout"] = "torch" if target.tx is None and target.names is _dotted else "given"
         _save(out, items, spec)
     notes += [f"left out: {what}" for what in saved.rest]
-    if saved.schedulers and target.tx is None:
+    if saved.schedulers and target.tx is None and scheduler is None:
         notes.append(
             "the learning rate stays as it is in the file: the scheduler's state is in the spec, but not part of the "
-            "chain; give a chain with its schedule as --optimizer"
+            "chain; name its class with --scheduler, or give a chain with its schedule as --optimizer"
         )
     return notes
 
@@ -165,7 +172,8 @@ def to_torch(source: Path, out: Path, target: Target, template: Path | None) -> 
             trained = _trained(target.tree)
             tx = None
             if spec["optimizer"]:
-                tx = target.tx or chain_of(spec["optimizer"]["name"], groups, own_order, target.names, trained)
+                rates = [TorchSchedule.from_spec(one) for one in spec["optimizer"]["rates"]]
+                tx = target.tx or chain_of(spec["optimizer"]["name"], groups, rates, own_order, target, trained)
                 items["opt_state"] = jax.eval_shape(tx.init, trained)
             items = _restore(source, items)
             weights = export_params(items["params"], names=target.names, layouts=target.layouts)
@@ -239,21 +247,43 @@ def _trained(tree: Any) -> Any:
     return pruned(tree, "") or {}
 
 
+def _rates(saved: Checkpoint, scheduler: str | None, steps_per_epoch: int, problems: list[str]) -> list[TorchSchedule]:
+    """The schedules of the learning rate, group by group; none if no scheduler is named."""
+    if scheduler is None:
+        return []
+    if len(saved.schedulers) != 1 or len(saved.optimizers) != 1:
+        problems.append(
+            f"--scheduler needs one scheduler and one optimizer, and it has {len(saved.schedulers)} and "
+            f"{len(saved.optimizers)}: give a chain with its schedule as --optimizer"
+        )
+        return []
+    groups = saved.optimizers[0].param_groups
+    every = schedule_from_torch((scheduler, saved.schedulers[0]), groups, steps_per_epoch=steps_per_epoch)
+    if any(one.momentum is not None for one in every):
+        problems.append(f"{scheduler} cycles the momentum, too: give a chain of from_torch(...) as --optimizer")
+    return [one.lr for one in every]
+
+
 def chain_of(
-    name: str | None, groups: Sequence[Mapping[str, Any]], order: Sequence[str] | None, names: Names, tree: Any
+    name: str | None,
+    groups: Sequence[Mapping[str, Any]],
+    rates: Sequence[TorchSchedule],
+    order: Sequence[str] | None,
+    target: Target,
+    tree: Any,
 ) -> optax.GradientTransformation:
-    """PyTorch's optimizer as a chain, with the learning rates that its groups have; the other parameters are frozen."""
+    """PyTorch's optimizer as a chain, with the schedules or the present learning rates; other parameters are frozen."""
     if name is None:
         raise ValueError("its optimizer's class is unknown: give the chain as --optimizer module:function")
-    rates = [plain_number(group["lr"]) for group in groups]
-    label = torch_labels(groups, names=names, order=order)
+    own = list(rates) or [plain_number(group["lr"]) for group in groups]
+    label = torch_labels(groups, tree, names=target.names, order=order, layouts=target.layouts)
     labels = {path_text(keys): label(path_text(keys), leaf) for keys, leaf in leaves_with_path(tree)}
     used = {str(index) for index in range(len(groups))}
     if len(groups) == 1 and set(labels.values()) <= used:
-        return from_torch((name, list(groups)), learning_rate=rates[0])
+        return from_torch((name, list(groups)), learning_rate=own[0], layouts=target.layouts)
     chains: dict[str, optax.GradientTransformation] = {
-        str(index): from_torch((name, [group]), learning_rate=rate)
-        for index, (group, rate) in enumerate(zip(groups, rates))
+        str(index): from_torch((name, [group]), learning_rate=rate, layouts=target.layouts)
+        for index, (group, rate) in enumerate(zip(groups, own))
     }
     if set(labels.values()) - used:
         chains[_FROZEN] = optax.set_to_zero()
@@ -309,7 +339,7 @@ def _averaged(saved: Checkpoint) -> dict[str, Any]:
 # The spec.
 
 
-def _spec_of(saved: Checkpoint, problems: list[str]) -> dict[str, Any]:
+def _spec_of(saved: Checkpoint, rates: Sequence[TorchSchedule], problems: list[str]) -> dict[str, Any]:
     """Everything but arrays, as JSON."""
     optimizer = saved.optimizers[0] if saved.optimizers else None
     return {
@@ -321,19 +351,15 @@ def _spec_of(saved: Checkpoint, problems: list[str]) -> dict[str, Any]:
             "name": optimizer.name,
             "param_groups": [_as_json("param_groups", group, problems) for group in optimizer.param_groups],
             "order": None,
+            "rates": [rate.spec() for rate in rates],
         },
-        "schedules": [_schedule(state, problems) for state in saved.schedulers],
+        "schedulers": [_as_json("scheduler", state, problems) for state in saved.schedulers],
         "scaler": None if saved.scaler is None else _as_json("scaler", saved.scaler, problems),
         "averaged": None if saved.averages is None else int(plain_number(saved.averages["n_averaged"])),
         "bfloat16": [name for name, one in saved.model.items() if str(one.dtype).endswith("bfloat16")],
         "step": saved.step,
         "epoch": saved.epoch,
     }
-
-
-def _schedule(state: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """A scheduler as JSON: its state, beside which the description of the schedule that it means has its place."""
-    return {"state": _as_json("scheduler", state, problems)}
 
 
 def _as_json(what: str, value: Any, problems: list[str]) -> Any:
@@ -398,7 +424,7 @@ def read_spec(source: Path) -> dict[str, Any]:
         given = spec if isinstance(spec, dict) else {}
         optimizer = given.get("optimizer")
         is_whole = optimizer is None or (
-            isinstance(optimizer, dict) and {"name", "param_groups", "order"} <= optimizer.keys()
+            isinstance(optimizer, dict) and {"name", "param_groups", "order", "rates"} <= optimizer.keys()
         )
         if (
             given.get("version") != VERSION

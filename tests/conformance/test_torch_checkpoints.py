@@ -14,7 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from linkax.chains.torch_interop import from_torch, import_params, import_state, inspect_checkpoint, optimizer_order
+from linkax.chains.torch_interop import (
+    TorchSchedule,
+    from_torch,
+    import_params,
+    import_state,
+    inspect_checkpoint,
+    optimizer_order,
+)
 from linkax.chains.torch_interop.__main__ import main
 from linkax.chains.torch_interop._layouts import IDENTITY
 
@@ -112,10 +119,31 @@ def test_what_was_converted_is_an_ordinary_orbax_checkpoint(tmp_path):
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(spec=ocp.JsonCheckpointHandler())) as checkpointer:
         spec = checkpointer.restore(tmp_path / "orbax", ocp.args.Composite(spec=ocp.args.JsonRestore())).spec
     assert spec["optimizer"]["name"] == "AdamW"
-    assert spec["schedules"][0]["state"]["T_max"] == 10
+    assert spec["schedulers"][0]["T_max"] == 10
     assert spec["scaler"]["growth_interval"] == 2000
     weights = ocp.StandardCheckpointHandler().restore(tmp_path / "orbax" / "params")
     np.testing.assert_array_equal(weights["0"]["weight"], inspect_checkpoint(source).model["0.weight"])
+
+
+def test_a_named_scheduler_becomes_a_schedule_which_the_spec_has(tmp_path, capsys):
+    model, optimizer, scheduler = trained()
+    source = write(tmp_path / "run.pt", model, optimizer, scheduler)
+    named = ["--scheduler", "CosineAnnealingLR"]
+    assert main(["convert", str(source), str(tmp_path / "orbax"), *named]) == 0, capsys.readouterr().err
+    assert "the learning rate stays" not in capsys.readouterr().out
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(spec=ocp.JsonCheckpointHandler())) as checkpointer:
+        spec = checkpointer.restore(tmp_path / "orbax", ocp.args.Composite(spec=ocp.args.JsonRestore())).spec
+    schedules = [TorchSchedule.from_spec(one) for one in spec["optimizer"]["rates"]]
+    done = int(scheduler.last_epoch)
+    for step in range(done, 30):
+        for schedule, group in zip(schedules, optimizer.param_groups, strict=True):
+            np.testing.assert_allclose(schedule(step), group["lr"], rtol=1e-6)  # in float32
+        optimizer.step()
+        scheduler.step()
+    assert main(["convert", str(tmp_path / "orbax"), str(tmp_path / "back.pt"), "--template", str(source)]) == 0
+    assert_same(torch.load(source)["model"], torch.load(tmp_path / "back.pt")["model"])
+    assert main(["convert", str(source), str(tmp_path / "other"), "--scheduler", "StepLR"]) == 2
+    assert "StepLR" in capsys.readouterr().err
 
 
 def test_averages_are_a_tree_like_the_parameters(tmp_path):
