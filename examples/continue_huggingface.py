@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from linkax import apply_updates, chain
 from linkax.chains.torch_interop import (
-    HF_CONV1D,
+    HF_GPT2,
+    HF_GPT2_NAMES,
     from_torch,
     import_params,
     import_state,
@@ -35,6 +36,7 @@ from linkax.chains.torch_interop import (
     optimizer_order,
     torch_labels,
 )
+from linkax.transforms import clip_grad_norm
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 try:
@@ -47,27 +49,16 @@ LENGTH, BATCH, WIDTH, HEADS, LAYERS = 64, 16, 64, 4, 2
 PEAK, CLIP = 3e-3, 1.0
 TEXT = "\n".join(topics.values())
 ALPHABET = sorted(set(TEXT))
-LAYOUTS = {f"*/{name}/kernel": HF_CONV1D for name in ("c_attn", "c_proj", "c_fc")}
+NAMES = {"names": HF_GPT2_NAMES, "layouts": HF_GPT2}
 
 
 class Block(nn.Module):
-    """A layer of GPT-2, its parts named as by Hugging Face."""
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x += Attention(name="attn")(nn.LayerNorm(epsilon=1e-5, name="ln_1")(x))
+        """A layer of GPT-2, with Flax's own attention, where Hugging Face has one matrix for all three inputs."""
+        h = nn.LayerNorm(epsilon=1e-5, name="ln_1")(x)
+        x += nn.MultiHeadDotProductAttention(HEADS, name="attn")(h, mask=nn.make_causal_mask(h[..., 0]))
         return x + Feedforward(name="mlp")(nn.LayerNorm(epsilon=1e-5, name="ln_2")(x))
-
-
-class Attention(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        queries, keys, values = (
-            part.reshape(*part.shape[:-1], HEADS, -1)
-            for part in jnp.split(nn.Dense(3 * WIDTH, name="c_attn")(x), 3, -1)
-        )
-        mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
-        return nn.Dense(WIDTH, name="c_proj")(mixed.reshape(x.shape))
 
 
 class Feedforward(nn.Module):
@@ -76,27 +67,15 @@ class Feedforward(nn.Module):
         return nn.Dense(WIDTH, name="c_proj")(nn.gelu(nn.Dense(4 * WIDTH, name="c_fc")(x), approximate=True))
 
 
-class Blocks(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in range(LAYERS):
-            x = Block(name=str(layer))(x)
-        return x
-
-
-class Transformer(nn.Module):
+class GPT2(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The logits of each next character, (batch, length, alphabet), from the characters (batch, length)."""
         characters = nn.Embed(len(ALPHABET), WIDTH, name="wte")
         x = characters(tokens) + nn.Embed(LENGTH, WIDTH, name="wpe")(jnp.arange(tokens.shape[1]))
-        return characters.attend(nn.LayerNorm(epsilon=1e-5, name="ln_f")(Blocks(name="h")(x)))
-
-
-class GPT2(nn.Module):
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        return Transformer(name="transformer")(tokens)
+        for layer in range(LAYERS):
+            x = Block(name=f"h_{layer}")(x)
+        return characters.attend(nn.LayerNorm(epsilon=1e-5, name="ln_f")(x))
 
 
 class Recorder(transformers.Trainer):
@@ -106,7 +85,7 @@ class Recorder(transformers.Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         loss = super().compute_loss(model, inputs, **{**options, "return_outputs": False})
-        self.losses.append(float(loss))  # type: ignore[arg-type]
+        self.losses.append(float(loss.detach()))  # type: ignore[union-attr]
         return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -137,9 +116,10 @@ def train_torch(windows: np.ndarray, steps: int, half: int, folder: str) -> tupl
     return trainer.losses, model
 
 
-def schedule_of(steps: int) -> optax.Schedule:
-    """The Trainer's `lr_scheduler_type="cosine"` with its warm-up."""
-    return optax.warmup_cosine_decay_schedule(0.0, PEAK, steps // 10, steps)
+def cosine_with_warmup(steps: int) -> Any:
+    """The Trainer's factors of the learning rate, which its file does not hold: a function is no data."""
+    one = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    return transformers.get_cosine_schedule_with_warmup(one, steps // 10, steps).lr_lambdas[0]
 
 
 def main() -> None:
@@ -158,19 +138,24 @@ def main() -> None:
         (optimizer,) = saved.optimizers
         # The folder does not say in which order the optimizer has its parameters, but the Trainer's rule is known.
         order = optimizer_order(saved, "trainer", names=[name for name, _ in model.named_parameters()])
-        labels = torch_labels(optimizer.param_groups, order=order)
-        assert optimizer.name is not None
-        adamw = from_torch((optimizer.name, optimizer.param_groups), labels, learning_rate=schedule_of(args.steps))
-        tx = chain(optax.clip_by_global_norm(CLIP), adamw)
         net = GPT2()
-        shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, LENGTH), int))
-        params = import_params(shapes, saved.model, layouts=LAYOUTS)
-        state = import_state(tx, params, optimizer.state_dict, order=order, layouts=LAYOUTS)
+        shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, LENGTH), int))["params"]
+        assert optimizer.name is not None
+        adamw = from_torch(
+            (optimizer.name, optimizer.param_groups),
+            torch_labels(optimizer.param_groups, shapes, order=order, **NAMES),
+            schedulers=("LambdaLR", saved.schedulers[0]),
+            lambdas=cosine_with_warmup(args.steps),
+            total_steps=args.steps,
+        )
+        tx = chain(clip_grad_norm(CLIP), adamw)
+        params = import_params(shapes, saved.model, **NAMES)
+        state = import_state(tx, params, optimizer.state_dict, order=order, **NAMES)
 
     @jax.jit
     def step(params: dict, state: optax.OptState, tokens: jax.Array) -> tuple[dict, optax.OptState, jax.Array]:
         def loss(params: dict) -> jax.Array:
-            logits = jnp.asarray(net.apply(params, tokens[:, :-1]))
+            logits = jnp.asarray(net.apply({"params": params}, tokens[:, :-1]))
             return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
