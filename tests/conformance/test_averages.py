@@ -20,12 +20,7 @@ NAMES = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "fc.weight", "f
 SHAPES = ((4, 2, 3, 3), (4,), (4,), (4,), (5, 4), (5,))
 
 
-@pytest.fixture(autouse=True)
-def float64(x64):
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(default)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Model(torch.nn.Module):

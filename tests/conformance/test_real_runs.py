@@ -45,12 +45,7 @@ BEFORE, AFTER = 20, 40
 TOLERANCE = 1e-11
 
 
-@pytest.fixture(autouse=True)
-def float64(x64):
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(default)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Run(NamedTuple):

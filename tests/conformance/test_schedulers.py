@@ -34,12 +34,7 @@ TOLERANCE = 1e-12
 RATES = (0.1, 0.03)
 
 
-@pytest.fixture(autouse=True)
-def float64(x64):
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(default)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def optimizer(kind="SGD", **options):

@@ -32,12 +32,7 @@ SHAPES = ((4, 2, 3, 3), (4,), (4,), (4,), (5, 4), (5,))
 PATHS = ("conv/kernel", "conv/bias", "norm/scale", "norm/bias", "fc/kernel", "fc/bias")
 
 
-@pytest.fixture(autouse=True)
-def float64(x64):
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # NAdam keeps its product of momenta in the default dtype
-    yield
-    torch.set_default_dtype(default)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Walk:

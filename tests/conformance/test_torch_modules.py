@@ -44,13 +44,7 @@ RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def float64(x64):
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(default)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def randomised(module):
