@@ -30,7 +30,7 @@ from ._checkpoint_names import clean_names, is_flat, plain_number
 from ._export_state import export_state
 from ._import_state import import_state
 from ._layouts import IDENTITY
-from ._names import BUFFERS, Names, export_params, import_params, torch_labels, torch_name
+from ._names import BUFFERS, Names, exported, import_params, torch_labels, torch_name
 from ._optimizer_order import optimizer_order
 from ._rules import Layouts
 from ._schedules import TorchSchedule, schedule_from_torch
@@ -176,7 +176,8 @@ def to_torch(source: Path, out: Path, target: Target, template: Path | None) -> 
                 tx = target.tx or chain_of(spec["optimizer"]["name"], groups, rates, own_order, target, trained)
                 items["opt_state"] = jax.eval_shape(tx.init, trained)
             items = _restore(source, items)
-            weights = export_params(items["params"], names=target.names, layouts=target.layouts)
+            like = saved.model if saved else dict.fromkeys(spec["bfloat16"], "bfloat16")
+            weights = {name: _tensor(w, like.get(name)) for name, w in exported(items["params"], *target[1:3])}
             state = None
             if tx is not None:
                 theirs = saved.optimizers[0] if saved and saved.optimizers else None
@@ -196,10 +197,7 @@ def to_torch(source: Path, out: Path, target: Target, template: Path | None) -> 
     if template and saved:
         content = _filled(template, saved, weights, state, notes)
     else:
-        content = {"model": _tensors(weights)}
-        for name in spec["bfloat16"]:
-            del weights[name]
-            content["model"][name] = content["model"][name].bfloat16()
+        content = {"model": weights}
         if state is not None:
             content["optimizer"] = _state_tensors(state)
     _write_torch(out, content)
@@ -503,26 +501,27 @@ def _write_torch(out: Path, content: Any) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _tensors(weights: Mapping[str, np.ndarray], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Arrays as tensors, of the dtypes of others if these have the name."""
+def _tensor(array: np.ndarray, like: Any) -> Any:
+    """A tensor, in the dtype of another one, or of that name, if there is one."""
     import torch
 
-    found = {name: torch.from_numpy(np.require(array, requirements="W")) for name, array in weights.items()}
-    return {
-        name: tensor.to(like[name].dtype) if like and is_tensor(like.get(name)) else tensor
-        for name, tensor in found.items()
-    }
+    tensor = torch.from_numpy(np.require(array, requirements="W"))
+    dtype = like.dtype if is_tensor(like) else getattr(torch, like) if isinstance(like, str) else tensor.dtype
+    return tensor.to(dtype)
 
 
 def _state_tensors(state: Mapping[str, Any], like: Mapping[Any, Any] | None = None) -> dict[str, Any]:
-    every = {key: _tensors(entry, (like or {}).get(key)) for key, entry in state["state"].items()}
+    every = {
+        key: {name: _tensor(array, (like or {}).get(key, {}).get(name)) for name, array in entry.items()}
+        for key, entry in state["state"].items()
+    }
     return {**state, "state": every}
 
 
 def _filled(
     template: Path,
     saved: Checkpoint,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Any],
     state: Mapping[str, Any] | None,
     notes: list[str],
 ) -> Any:
@@ -538,9 +537,8 @@ def _filled(
             + "".join(f"\n  {name} is only in the template" for name in lacking)
             + "".join(f"\n  {name} is not in the template" for name in extra)
         )
-    tensors = _tensors(weights, saved.model)
-    model = {saved.names[name]: tensor for name, tensor in tensors.items()}
-    model |= {saved.names[name]: tensors[first] for name, first in saved.tied.items()}
+    model = {saved.names[name]: tensor for name, tensor in weights.items()}
+    model |= {saved.names[name]: weights[first] for name, first in saved.tied.items()}
     old = _at(content, saved.places["model"])
     content = _replaced(content, saved.places["model"], {**old, **{name: model[name] for name in old if name in model}})
     if state is not None and saved.optimizers:

@@ -1,7 +1,7 @@
 """Which PyTorch parameter corresponds to a parameter, and how PyTorch lays out its elements."""
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -253,11 +253,14 @@ def export_params(params: Any, *, names: Names = torch_name, layouts: Layouts | 
     Source:
         `torch.nn.Module.load_state_dict`.
     """
+    return dict(exported(params, names, layouts))
+
+
+def exported(params: Any, names: Names, layouts: Layouts | None) -> Iterator[tuple[str, np.ndarray]]:
+    """What `export_params` returns, one after another."""
     problems: list[str] = []
     every = every_counterpart(params, names, layouts, None, problems)
     refuse("export_params: every parameter must have a unique name", problems)
     values = {path_text(keys): leaf for keys, leaf in leaves_with_path(params)}
-    found: dict[str, np.ndarray] = {}
     for one in every:
-        found |= one.to_torch([values[path] for path in one.use.paths])
-    return found
+        yield from one.to_torch([values[path] for path in one.use.paths]).items()
