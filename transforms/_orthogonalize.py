@@ -84,6 +84,7 @@ def orthogonalize(
 
     def init(params):
         check_matrices("orthogonalize: params", params)
+        output_axes("orthogonalize", output_axis, params)  # so that what does not fit is said now
         return optax.EmptyState()
 
     def update(updates, state, params=None):
