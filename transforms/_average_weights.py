@@ -14,7 +14,19 @@ import optax
 from jax import lax
 
 from ._check import Interval, NonNegative, Number, whole_number
-from ._leaves import accumulator_dtype, at_step, average, dtype_of, increment, like, map_state, on_reals, times, wide
+from ._leaves import (
+    accumulator_dtype,
+    accumulators,
+    at_step,
+    average,
+    dtype_of,
+    increment,
+    like,
+    map_state,
+    on_reals,
+    times,
+    wide,
+)
 from ._link import link
 from ._meaning import Averages, Count, Gathered
 
@@ -105,13 +117,9 @@ def average_weights(
     every = whole_number("average_weights: every", every, least=1)
 
     def init(params):
-        def copied(p):
-            if isinstance(p, jax.ShapeDtypeStruct):
-                return jnp.zeros_like(p, accumulator_dtype(p))
-            return jnp.array(p, accumulator_dtype(p))  # its own memory: a step may donate both
-
+        # Zeros, not the parameters themselves: as long as no weights are in it, nobody reads the average.
         zero = jnp.zeros((), jnp.int32)
-        return AverageWeightsState(zero, zero.copy(), jax.tree.map(copied, params))
+        return AverageWeightsState(zero, zero.copy(), accumulators(params))
 
     def update(updates, state, params=None):
         if params is None:

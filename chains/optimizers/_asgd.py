@@ -1,6 +1,5 @@
 """ASGD: gradient descent with a decaying rate, and the average of the parameters."""
 
-from collections.abc import Callable
 from typing import Any
 
 from linkax.transforms import (
@@ -24,7 +23,7 @@ def asgd(
     *,
     lr_decay: NonNegative | None = 1e-6,
     power: NonNegative = 0.75,
-    start: NonNegative = 1e6,
+    start: NonNegative = 1e6 + 1,
     weight_decay: Rate | None = 1e-4,
     weight_decay_mask: Any = None,
     maximize: bool = False,
@@ -38,8 +37,7 @@ def asgd(
         learning_rate: α ≥ 0, or a schedule of it.
         lr_decay: κ ≥ 0, how fast the rate decays, per step, or a schedule of it; `None` for not at all.
         power: p ≥ 0, or a schedule of it.
-        start: After how many steps the average starts, at least 0, or a schedule of it: it is that of the parameters
-            after step `start` + 2 and later ones, and until then w itself.
+        start: After how many steps the average starts, at least 0, or a schedule of it; until then it is w itself.
         weight_decay: λ ≥ 0, or a schedule of it, added to the gradient (L2), which is decoupled decay here; `None` for
             none.
         weight_decay_mask: Which leaves decay, as for `mask` of `add_l2_to_grad`.
@@ -54,12 +52,12 @@ def asgd(
         TypeError: If an argument has the wrong type.
 
     Differences:
-        PyTorch: `lr` for `learning_rate`, `alpha` for `power`, `t0` for `start`; its `lambd` is one number for two
+        PyTorch: `lr` for `learning_rate`, `alpha` for `power`, `start` is `t0 + 1`; its `lambd` is one number for two
         things, so that `lr_decay` is `lambd * lr` and `weight_decay` is `weight_decay + lambd`.
 
     Example:
         >>> from linkax import asgd
-        >>> asgd(start=100)
+        >>> asgd(start=101)
         chain
         ├─ add_l2_to_grad(weight_decay=0.0001)                   gradient
         ├─ scale_by_inverse_time_decay(decay=1e-06, power=0.75)  step
@@ -74,13 +72,5 @@ def asgd(
         when(weight_decay, add_l2_to_grad, weight_decay, weight_decay_mask),
         when(lr_decay, scale_by_inverse_time_decay, lr_decay, power),
         scale_by_learning_rate(learning_rate),
-        average_weights(start=_one_more(start)),
+        average_weights(start=start),
     )
-
-
-def _one_more(start: Any) -> Any:
-    """PyTorch's first average is that of the parameters after step `start` + 2."""
-    if callable(start):
-        schedule: Callable[[Any], Any] = start
-        return lambda count: schedule(count) + 1
-    return start + 1

@@ -36,7 +36,9 @@ def _asgd_arguments(given: dict[str, Any]) -> dict[str, Any]:
     lambd = given.pop("lambd", 1e-4)
     if isinstance(given.get("t0"), float) and given["t0"] % 1:
         raise ValueError(f"from_torch: t0 must be a whole number of steps, got {given['t0']}")
-    renamed = {"alpha": "power", "t0": "start"}
+    if "t0" in given:  # PyTorch's first average is that of the parameters after step t0 + 2
+        given["start"] = given.pop("t0") + 1
+    renamed = {"alpha": "power"}
     return {renamed.get(key, key): value for key, value in given.items()} | {
         "lr_decay": lambd * given.get("lr", 1e-2),
         "weight_decay": given.get("weight_decay", 0) + lambd,

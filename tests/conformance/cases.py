@@ -52,7 +52,7 @@ def chain_like(name: str, arguments: Mapping[str, Any], **own: Any) -> Chain:
     if name == "ASGD":
         given = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0, **arguments}
         decay, rate = given.pop("lambd"), given["lr"]
-        ours |= {"power": given.pop("alpha"), "start": given.pop("t0"), "lr_decay": decay * rate}
+        ours |= {"power": given.pop("alpha"), "start": given.pop("t0") + 1, "lr_decay": decay * rate}
         arguments = {**given, "weight_decay": given["weight_decay"] + decay}
     if name == "Adafactor":
         given = {"beta2_decay": -0.8, "eps": (None, 1e-3), **arguments}

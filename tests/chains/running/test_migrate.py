@@ -79,7 +79,7 @@ def test_an_infinity_norm_has_no_sign_and_follows_the_units():
 
 
 def test_an_average_of_the_weights_that_is_added_starts_with_the_weights_there_are():
-    old, new = sgd(0.1), asgd(0.1, start=0)
+    old, new = sgd(0.1), asgd(0.1, start=1)
     params, state = walk(old, old.init(PARAMS))
     migration = migrate(old, state, new, params, steps=5)
     assert any("average_weights.average" in one for one in migration.created)

@@ -81,7 +81,7 @@ def test_asgds_average_is_in_its_own_file():
     file = {**FILE, "state": {i: {**ax, "ax": 2 * m} for i, m in enumerate(MOMENT)}}
     hyper = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 2, "weight_decay": 0, "maximize": False}
     file["param_groups"] = [{**FILE["param_groups"][0], **hyper}]
-    tx = asgd(start=2)
+    tx = asgd(start=3)
     state = import_state(tx, PARAMS, file)
     assert int(state[-1].n_averaged) == 4  # after steps 4 to 7
     np.testing.assert_array_equal(averaged_weights(tx, state, PARAMS)["params"]["fc"]["bias"], 2)
