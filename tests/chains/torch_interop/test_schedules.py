@@ -151,6 +151,15 @@ def test_a_million_steps_lose_no_digits_in_float32():
     np.testing.assert_allclose(found, 0.1 * 0.999999**1_000_000, rtol=1e-6)  # an ulp is 6e-8; of the exponent too
 
 
+def test_a_function_whose_square_overflows_late_takes_a_table():
+    state = BASE | {"lr_lambdas": [None]}
+    fall = lambda epoch: 1 / (1 + 1e-9 * epoch**2)  # from 46341 on the square is no int32
+    with pytest.raises(ValueError, match="total_steps must say"):
+        schedule_from_torch(("LambdaLR", state), lambdas=fall)
+    for good in (lambda epoch: 1 / (1 + 1e-9 * (1.0 * epoch) ** 2), lambda epoch: (1 - epoch / 2000) ** 0.5):
+        schedule_from_torch(("LambdaLR", state), lambdas=good)  # the second one ends: there is no root in Python
+
+
 def test_a_function_that_overflows_when_traced_takes_a_table():
     state = BASE | {"lr_lambdas": [None]}
     with pytest.raises(ValueError, match="total_steps must say"):
