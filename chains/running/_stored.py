@@ -119,8 +119,8 @@ def stored(
 
     Raises:
         ValueError: If `as_` or `rounding` is none of these, if `min_size` or `seed` is negative, or if `inner` is
-            Adadelta and `as_` is `"int4"`, whose noise its steps would add up; from `init`, if nothing inside is a
-            moment: `@link(..., state=...)` declares what a link's state means.
+            Adadelta or Rprop and `as_` is `"int4"`, whose noise their steps would add up; from `init`, if nothing
+            inside is a moment: `@link(..., state=...)` declares what a link's state means.
         TypeError: If `inner` is not a transformation; for row-sparse gradients, because all rows would be rounded at
             every step.
 
@@ -158,8 +158,8 @@ def stored(
         )
     if as_ == "int4" and any(moment.is_fed_back for moment in _moments(*links)):
         raise ValueError(
-            "stored: as_ must be 'bfloat16', 'float8' or 'int8' around Adadelta (scale_by_past_rms), whose steps would "
-            "add up the noise of four bits, got 'int4'"
+            "stored: as_ must be 'bfloat16', 'float8' or 'int8' around Adadelta (scale_by_past_rms) and Rprop "
+            "(scale_by_sign_agreement), whose steps would add up the noise of four bits, got 'int4'"
         )
     held = wide_inside(inner)
 

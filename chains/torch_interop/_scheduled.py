@@ -77,6 +77,8 @@ def plans(
     if any(one.name == PLATEAU for one in others):
         problems.append(f"{PLATEAU} must be the last of the schedulers, because it acts on what the others set")
     plateau = last if last.name == PLATEAU else None
+    if plateau is not None and name == "Adafactor":
+        problems.append(f"{name} has no {PLATEAU}: it is the smaller of the reduced rate and 1/√t, as in no chain")
     others = others if plateau else found
     if len(set(clocks[: len(others)])) > 1:
         problems.append(f"steps_per_epoch must be the same for all schedulers but {PLATEAU}, got {clocks}")

@@ -151,6 +151,14 @@ def test_a_million_steps_lose_no_digits_in_float32():
     np.testing.assert_allclose(found, 0.1 * 0.999999**1_000_000, rtol=1e-6)  # an ulp is 6e-8; of the exponent too
 
 
+def test_a_function_whose_square_overflows_late_takes_a_table():
+    state = BASE | {"lr_lambdas": [None]}
+    with pytest.raises(ValueError, match="total_steps must say"):  # from 46341 on the square is no int32
+        schedule_from_torch(("LambdaLR", state), lambdas=lambda epoch: 1 / (1 + 1e-9 * epoch**2))
+    for good in (lambda epoch: 1 / (1 + 1e-9 * (1.0 * epoch) ** 2), lambda epoch: (1 - epoch / 2000) ** 0.5):
+        schedule_from_torch(("LambdaLR", state), lambdas=good)  # the second one ends: there is no root in Python
+
+
 def test_a_function_that_overflows_when_traced_takes_a_table():
     state = BASE | {"lr_lambdas": [None]}
     with pytest.raises(ValueError, match="total_steps must say"):
@@ -233,6 +241,13 @@ def test_a_scheduled_beta_is_corrected_as_in_pytorch():
     [
         ("ASGD", {"lr": 0.1, "lambd": 1e-4}, STEP, {}, "ASGD has no schedule"),
         ("Rprop", {"lr": 0.1, "etas": (0.5, 1.2)}, STEP, {}, "Rprop has no schedule"),
+        (
+            "Adafactor",
+            {"lr": 0.1, "beta2_decay": -0.8},
+            ("ReduceLROnPlateau", PLATEAU),
+            {},
+            "smaller of the reduced rate",
+        ),
         ("Adagrad", {"lr": 0.1, "lr_decay": 0}, ("CyclicLR", CYCLE), {}, "momentum of group 0"),
         (
             "SGD",
