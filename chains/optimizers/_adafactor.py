@@ -47,7 +47,7 @@ def adafactor(
 
     Args:
         learning_rate: α ≥ 0, or a schedule of it: the size of a step, relative to that of the parameters, before
-            1/√t is smaller.
+            1/√t is smaller. It is in two links: change it here or by `live`, not by a swap of one of them.
         power: p ≥ 0, how fast the share of a new square falls, or a schedule of it.
         eps1: ε1 ≥ 0, in the gradient's units; or a schedule of it. `None` for 1.2e-7 in float32, 2.2e-16 in float64.
         eps2: ε2 ≥ 0, in the parameters' units, the smallest size that parameters count as; or a schedule of it.

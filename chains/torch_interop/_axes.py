@@ -1,13 +1,17 @@
 """Where the axes of PyTorch's arrays are: its Muon and Adafactor do not treat all of them alike."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+
+from linkax.transforms import Link
 
 from ._layouts import Layout, default_layout
 from ._modules import TORCH_NN
+from ._names import Place
 from ._rules import Layouts, Rule, Stacked, Tied
 
 
@@ -35,6 +39,25 @@ def factored_axes(layouts: Layouts, path: str, leaf: Any) -> tuple[int, int] | N
 def default_factored_axes(path: str, leaf: Any) -> tuple[int, int] | None:
     """`factored_axes` without any layouts."""
     return factored_axes({}, path, leaf)
+
+
+def check_output_axes(links: Iterable[Link], places: Iterable[Place], problems: list[str]) -> None:
+    """Adds a problem if links such as Muon's take another axis for the output's than PyTorch, which takes the first."""
+    axes = [link.hyperparams["output_axis"] for link in links if "output_axis" in link.hyperparams]
+    for whole, part in places if axes else ():
+        path, shape = whole.use.paths[part], whole.shapes[part]
+        theirs = _torch_axes(whole.use.what, shape)[:1] if isinstance(whole.use.what, Layout) and whole.is_plain else []
+        if [len(one) for one in theirs] != [1]:
+            problems.append(f"{path} must be a whole tensor of PyTorch's for Muon, got {whole.use.name}")
+            continue
+        leaf = jax.ShapeDtypeStruct(shape, np.float32)
+        ours = {(axis(path, leaf) if callable(axis) else axis) % len(shape) for axis in axes}
+        if ours != {theirs[0][0]}:
+            chains = ", ".join(map(str, ours))
+            problems.append(
+                f"{path} has its outputs along axis {theirs[0][0]} by its layout, and along {chains} by the chain's "
+                "output_axis: from_torch takes the same layouts"
+            )
 
 
 def _layout_of(layouts: Layouts, path: str, leaf: Any) -> Layout:

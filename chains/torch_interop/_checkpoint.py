@@ -81,7 +81,7 @@ class Checkpoint:
         optimizers: The optimizers, in the order of the file.
         schedulers: The state of each learning-rate scheduler, as PyTorch stored it.
         scaler: The state of a `GradScaler`, or `None`.
-        averages: The state of an `AveragedModel`, as PyTorch stored it, or `None`.
+        averages: The state of an `AveragedModel`, without the wrappers' names inside it, or `None`.
         step: The number of steps that the file says have been taken, or `None`.
         epoch: The number of epochs that the file says, or `None`.
         removed: The prefixes that were removed from names.
@@ -264,7 +264,7 @@ def _sorted(raw: RawCheckpoint, path: Path | None, model: str | None, strip: str
         optimizers=optimizers,
         schedulers=[value for _, value in schedulers],
         scaler=dict(scalers[0][1]) if scalers else None,
-        averages=dict(averages[0][1]) if averages else None,
+        averages=_averages_of(averages[0][1], strip) if averages else None,
         step=step,
         epoch=epoch,
         removed=removed_from(cleaned),
@@ -273,6 +273,12 @@ def _sorted(raw: RawCheckpoint, path: Path | None, model: str | None, strip: str
         places=places,
         names={own: name for name, own in cleaned.items()},
     )
+
+
+def _averages_of(given: Mapping[str, Any], strip: str) -> dict[str, Any]:
+    """The state of an `AveragedModel`, whose own `module.` stays in front of the model's names."""
+    cleaned = clean_names((name for name in given if name != "n_averaged"), strip)
+    return {name if name == "n_averaged" else f"module.{cleaned[name]}": value for name, value in given.items()}
 
 
 def _parts(value: Any, keys: Keys = (), seen: set[int] | None = None) -> Iterator[tuple[str, Keys, Mapping[str, Any]]]:

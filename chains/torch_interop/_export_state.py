@@ -12,6 +12,7 @@ from linkax.transforms import Count, Gathered, Link, Moment
 
 from ..algebra._structure import StateArray, state_arrays
 from ._averages import averages_apart
+from ._axes import check_output_axes
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import read_file
 from ._group_matches import check_equal
@@ -107,6 +108,8 @@ def export_state(
             check_signs(part, fields, problems)
             _check_rates(part, fields, problems)
             compare_direction(part.links, reference, f"PyTorch's group {part.group}", problems)
+        params_of = dict.fromkeys(array.param for array in part.arrays)
+        check_output_axes(part.links, [found[one] for one in params_of if one is not None and one in found], problems)
         count, has_begun = _count(part, reference, steps, problems)
         scalars = _scalars(part, reference, count, problems)
         early = reference is not None and reference.is_early

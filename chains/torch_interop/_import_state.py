@@ -18,6 +18,7 @@ from linkax.transforms import Gathered, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
 from ._averages import averages_apart, read_averages
+from ._axes import check_output_axes
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
 from ._check_file import TorchFile, read_file
 from ._clocks import check_clocks
@@ -25,7 +26,7 @@ from ._hyperparams import Ours, compare_hyperparams
 from ._names import Names, Place, every_counterpart, incomplete, places, refuse, torch_name
 from ._reference import Fields, Reference, field_of, partners, reference_of
 from ._rules import Layouts
-from ._steps import Age, age_of, counts_around, counts_of
+from ._steps import Age, age_of, counts_around, counts_of, other_counts
 from ._tensors import checked_steps
 
 
@@ -78,7 +79,8 @@ def import_state(
             lists everything.
 
     Warns:
-        UserWarning: If the file has a different learning rate or weight decay from the chain; if a kernel's layout was
+        UserWarning: If the file has a different learning rate or weight decay from the chain; if a parameter has never
+            stepped and others of its group have; if a kernel's layout was
             left to the default while that of similar ones was not; if an array restarts because its meaning is unknown,
             or an average because `averages` is not given.
 
@@ -133,6 +135,8 @@ def import_state(
         values |= _moments(part, fields, reference, found, file, steps is not None, owned, kept, problems, notes)
         age = ages[part.label] = age_of(part, reference, fields, file, steps, problems)
         check_clocks(tx, part.label, age.steps, problems)
+        check_output_axes(part.links, _places_of(part, found), problems)
+        notes += other_counts(part, age, reference, file)
         if part.members or not fields:  # if PyTorch has none of its parameters, that is a problem already
             values |= counts_of(part.arrays, age, reference, part.members, file, problems)
     problems += incomplete(kept, found)
@@ -145,6 +149,12 @@ def import_state(
     for note in dict.fromkeys(notes):
         warnings.warn(f"import_state: {note}", stacklevel=2)
     return with_arrays("import_state: tx", tx, fresh, values, params)
+
+
+def _places_of(part: Group, found: Mapping[tuple[str, ...], Place]) -> list[Place]:
+    """The parameters that a group keeps anything for."""
+    params = dict.fromkeys(array.param for array in part.arrays)
+    return [found[param] for param in params if param is not None and param in found]
 
 
 def _compare(

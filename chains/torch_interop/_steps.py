@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from linkax.transforms import Count, Gathered, Link
+from linkax.transforms._trees import listed
 
 from ..algebra._structure import Groups, StateArray
 from ._chain_groups import Group
 from ._check_file import TorchFile
 from ._reference import Fields, Reference, after
+from ._spec import numbers_after
 from ._tensors import as_number
 
 
@@ -84,8 +86,34 @@ def counts_of(
     )  # if it is not in the file, that is a problem already
     if missing and not is_told:
         whose = reference.name if reference else "optimizer"
-        problems.append(f"steps must be given: PyTorch's {whose} does not count them, and {', '.join(missing)} does")
+        verb = "does" if len(missing) == 1 else "do"
+        problems.append(f"steps must be given: PyTorch's {whose} does not count them, and {listed(missing)} {verb}")
     return values
+
+
+def other_counts(part: Group, age: Age, reference: Reference | None, file: TorchFile) -> list[str]:
+    """What PyTorch counts parameter by parameter, and the chain, which has one count for all, continues otherwise."""
+    if not age.steps:
+        return []
+    notes: list[str] = []
+    idle = [name for name in part.members if not file.keys[name]]
+    fields = [array.field for array in part.arrays]
+    counts = any(isinstance(field, Gathered) or (isinstance(field, Count) and field.is_needed) for field in fields)
+    if idle and age.has_begun and (reference.counts if reference else counts):
+        notes.append(
+            f"{listed(idle)} never stepped in PyTorch, where the first step is yet to come, and the chain counts "
+            f"{age.steps} steps for all of the group: if there will be gradients, give what never stepped a group of "
+            "its own (param_groups)"
+        )
+    following = numbers_after(reference.name, age.steps, reference.hyperparams) if reference else {}
+    for key, number in following.items():
+        given = [state[key] for name in part.members if key in (state := file.states[name])]
+        if any(abs(float(one) - number) > 1e-3 * abs(number) + 1e-6 for one in given):  # PyTorch's may be in float32
+            notes.append(
+                f"{key} is {float(given[0]):.6g} in the file, but {number:.6g} after {age.steps} steps with the "
+                "hyperparameters of its group, with which the chain continues"
+            )
+    return notes
 
 
 def _does_without(link: Link, reference: Reference) -> bool:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from linkax.chains import adam, asgd, averaged_weights, chain, param_groups, precise_weights
-from linkax.chains.torch_interop import export_averages, from_torch, import_state
+from linkax.chains.torch_interop import export_averages, from_torch, import_state, inspect_checkpoint
 from linkax.transforms import average_weights
 
 PARAMS = {"params": {"fc": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}}
@@ -77,7 +77,7 @@ def test_bfloat16_parameters_have_float32_averages():
 
 
 def test_asgds_average_is_in_its_own_file():
-    ax = {"step": 7.0, "eta": 0.01, "mu": 1.0}
+    ax = {"step": 7.0, "eta": 0.01, "mu": 0.2}
     file = {**FILE, "state": {i: {**ax, "ax": 2 * m} for i, m in enumerate(MOMENT)}}
     hyper = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 2, "weight_decay": 0, "maximize": False}
     file["param_groups"] = [{**FILE["param_groups"][0], **hyper}]
@@ -102,3 +102,19 @@ def test_groups_that_averaged_different_numbers_of_weights_are_not_exported():
     _, state = groups.update(PARAMS, state, PARAMS)
     with pytest.raises(ValueError, match="^export_averages: state must have averaged the same number .* got "):
         export_averages(groups, PARAMS, state)
+
+
+def test_a_rate_that_was_changed_by_hand_is_said():
+    ax = {"step": 7.0, "eta": 0.1, "mu": 1.0}  # the rate of the next step, from before the change
+    file = {**FILE, "state": {i: {**ax, "ax": m} for i, m in enumerate(MOMENT)}}
+    hyper = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0, "maximize": False}
+    file["param_groups"] = [{**FILE["param_groups"][0], **hyper}]
+    with pytest.warns(UserWarning, match="eta is 0.1 in the file, but 0.00999995 after 7 steps"):
+        import_state(asgd(), PARAMS, file)
+
+
+def test_wrappers_names_are_removed_from_averages_as_from_weights():
+    wrapped = {key if key == "n_averaged" else f"module.{key}": value for key, value in GOOD.items()}  # DDP's
+    run = inspect_checkpoint({"model": {"module.fc.weight": np.ones(1)}, "ema": wrapped})
+    assert run.averages is not None
+    assert run.averages.keys() == GOOD.keys()

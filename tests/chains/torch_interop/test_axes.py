@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
+from linkax import adam, muon, param_groups
 from linkax.chains.torch_interop import (
     CONV_TRANSPOSE,
     HF_CONV1D,
@@ -11,8 +13,10 @@ from linkax.chains.torch_interop import (
     Layout,
     Stacked,
     Tied,
+    export_state,
     from_torch,
     fused_attention,
+    import_state,
 )
 from linkax.chains.torch_interop._axes import factored_axes, output_axis
 
@@ -67,3 +71,29 @@ def test_from_torch_gives_the_layouts_to_the_chain():
     tx = from_torch(("Muon", {"lr": 0.1}), layouts={"*attn": fused_attention("c_attn", "c_proj")})
     with pytest.raises(ValueError, match="must be a whole tensor"):
         tx.init({"attn": {"query": {"kernel": jnp.ones((4, 4))}}})
+
+
+def test_a_chain_with_another_output_axis_is_refused():
+    params = {"fc": {"kernel": jnp.ones((4, 3))}}
+    entry = {"lr": 0.1, "params": [0], "param_names": ["fc.weight"]}
+    layouts = {"fc/kernel": HF_CONV1D}
+    file = {"state": {0: {"momentum_buffer": jnp.ones((4, 3))}}, "param_groups": [entry]}
+    import_state(from_torch(("Muon", entry), layouts=layouts), params, file, layouts=layouts, steps=3)
+    for tx in (from_torch(("Muon", entry)), muon(0.1)):
+        with pytest.raises(ValueError, match="fc/kernel has its outputs along axis 0 by its layout, and along 1 by"):
+            import_state(tx, params, file, layouts=layouts, steps=3)
+        state = tx.init(params)
+        with pytest.raises(ValueError, match="fc/kernel has its outputs along axis 0"):
+            export_state(tx, params, state, file, layouts=layouts, steps=3)
+
+
+def test_what_never_stepped_among_what_has_is_said():
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    moments = {"step": 7.0, "exp_avg": jnp.ones(2), "exp_avg_sq": jnp.ones(2)}
+    group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
+    group |= {"params": [0, 1], "param_names": ["a", "b"]}
+    with pytest.warns(UserWarning, match="b never stepped in PyTorch, .* the chain counts 7 steps"):
+        import_state(adam(), params, {"state": {0: moments}, "param_groups": [group]})
+    apart = param_groups({"a": adam(), "b": adam()}, lambda path, _: path)
+    state = import_state(apart, params, {"state": {0: moments}, "param_groups": [group]})
+    assert len({int(count) for _, count in optax.tree.get_all_with_path(state, "count")}) == 2  # 7 and 0
