@@ -1,5 +1,6 @@
 """The state for a changed optimizer, or for changed parameters, in the middle of a run."""
 
+import inspect
 import itertools
 import math
 from collections import Counter
@@ -504,7 +505,17 @@ def _share(array: StateArray, other: StateArray) -> float | None:
     after, before = weight(array), weight(other)
     if after and before:
         return after / before
-    return 1.0 if _arguments(array.site.link) == _arguments(other.site.link) else None
+    return 1.0 if _of_weight(array) == _of_weight(other) else None
+
+
+def _of_weight(array: StateArray) -> Any:
+    """The link's name and those of its arguments that the weight of a new value depends on."""
+    assert isinstance(array.field, Moment)
+    link, weight = array.site.link, array.field.weight
+    if weight is None:
+        return _arguments(link)
+    given = [one.name for one in inspect.signature(weight).parameters.values() if one.kind != one.VAR_KEYWORD]
+    return link.name, identity_of({name: link.hyperparams.get(name) for name in given})
 
 
 def _arguments(link: Link) -> Any:

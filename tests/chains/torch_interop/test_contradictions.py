@@ -265,3 +265,13 @@ def test_nadam_with_constant_momentum_is_optaxs_and_not_pytorchs():
         ValueError, match="momentum_decay is 0.004 in PyTorch's group 0, but the chain has momentum_decay=None"
     ):
         import_state(nadam(b2=0.99, momentum_decay=None), params(), torch_file("NAdam"))
+
+
+def test_a_dampened_buffer_goes_on_where_only_the_momentum_is_a_schedule():
+    group = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "nesterov": False, "weight_decay": 0, "maximize": False}
+    group |= {"params": [0], "param_names": ["w"]}
+    buffer = np.arange(3.0, dtype=np.float32)
+    tx = sgd(0.1, momentum=lambda count: 0.9 - 0.01 * count, dampening=0.5)
+    params = {"w": jnp.ones(3)}
+    state = import_state(tx, params, {"state": {0: {"momentum_buffer": buffer}}, "param_groups": [group]}, steps=7)
+    np.testing.assert_array_equal(optax.tree.get(state, "mu")["w"], buffer)
