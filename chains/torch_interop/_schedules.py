@@ -422,9 +422,17 @@ def _closed(form: Form, now: float, clock: tuple[int, int, int | None], total: i
         return form
     with np.errstate(all="ignore"):
         values = values_after(form, steps, now)
+    if _has_end(form):  # beyond which PyTorch raises, and a table is NaN, too
+        numbers = np.flatnonzero(~np.isnan(values))
+        values = values[: numbers[-1] + 1] if len(numbers) else values
     if not np.isfinite(values).all():
         problems.append(f"the values of {form!r} must be finite, got {values[~np.isfinite(values)][0]}")
     return Table(np.asarray(values, np.float64).tobytes())
+
+
+def _has_end(form: Form) -> bool:
+    inner = form.schedulers if isinstance(form, Chained | forms.SequentialLR) else ()
+    return isinstance(form, forms.OneCycleLR) or any(map(_has_end, inner))
 
 
 def _reason(form: Form) -> str:

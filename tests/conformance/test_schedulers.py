@@ -288,6 +288,14 @@ def test_any_list_of_schedulers_steps_as_one_after_another(names, start, data):
             assert_equal(momentum(np.arange(start, start + 41)), rates[:, index, 1])
 
 
+def test_a_table_ends_where_a_one_cycle_in_it_ends():
+    theirs = optimizer()
+    every = [lr_scheduler.OneCycleLR(theirs, 0.3, 50, cycle_momentum=False), lr_scheduler.CosineAnnealingLR(theirs, 9)]
+    [(lr, _), _] = schedule_from_torch(every, total_steps=200)
+    assert np.isfinite(lr(np.arange(50))).all()
+    assert np.isnan(lr(np.asarray([60, 199]))).all()
+
+
 @pytest.mark.parametrize("start", [0, 5, 12, 19])
 def test_schedulers_may_take_turns(start):
     theirs = optimizer()
