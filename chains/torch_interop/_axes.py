@@ -43,7 +43,7 @@ def default_factored_axes(path: str, leaf: Any) -> tuple[int, int] | None:
 
 def check_output_axes(links: Iterable[Link], places: Iterable[Place], problems: list[str]) -> None:
     """Adds a problem if links such as Muon's take another axis for the output's than PyTorch, which takes the first."""
-    axes = [link.hyperparams["output_axis"] for link in links if "output_axis" in link.hyperparams]
+    axes: list[Any] = [link.hyperparams["output_axis"] for link in links if "output_axis" in link.hyperparams]
     for whole, part in places if axes else ():
         path, shape = whole.use.paths[part], whole.shapes[part]
         theirs = _torch_axes(whole.use.what, shape)[:1] if isinstance(whole.use.what, Layout) and whole.is_plain else []
