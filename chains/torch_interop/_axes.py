@@ -43,7 +43,7 @@ def default_factored_axes(path: str, leaf: Any) -> tuple[int, int] | None:
 
 def check_output_axes(links: Iterable[Link], places: Iterable[Place], problems: list[str]) -> None:
     """Adds a problem if links such as Muon's take another axis for the output's than PyTorch, which takes the first."""
-    axes: list[Any] = [link.hyperparams["output_axis"] for link in links if "output_axis" in link.hyperparams]
+    axes = [link.hyperparams["output_axis"] for link in links if "output_axis" in link.hyperparams]
     for whole, part in places if axes else ():
         path, shape = whole.use.paths[part], whole.shapes[part]
         theirs = _torch_axes(whole.use.what, shape)[:1] if isinstance(whole.use.what, Layout) and whole.is_plain else []
@@ -51,13 +51,17 @@ def check_output_axes(links: Iterable[Link], places: Iterable[Place], problems: 
             problems.append(f"{path} must be a whole tensor of PyTorch's for Muon, got {whole.use.name}")
             continue
         leaf = jax.ShapeDtypeStruct(shape, np.float32)
-        ours = {(axis(path, leaf) if callable(axis) else axis) % len(shape) for axis in axes}
+        ours = {_read(axis, path, leaf) % len(shape) for axis in axes}
         if ours != {theirs[0][0]}:
             chains = ", ".join(map(str, ours))
             problems.append(
                 f"{path} has its outputs along axis {theirs[0][0]} by its layout, and along {chains} by the chain's "
                 "output_axis: from_torch takes the same layouts"
             )
+
+
+def _read(axis: Any, path: str, leaf: Any) -> Any:
+    return axis(path, leaf) if callable(axis) else axis
 
 
 def _layout_of(layouts: Layouts, path: str, leaf: Any) -> Layout:
