@@ -3,9 +3,7 @@
 import datetime
 import hashlib
 import importlib.metadata
-import inspect
 import json
-import math
 import numbers
 import os
 import pathlib
@@ -13,19 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from ._sweep_file import Progress, check_shared, refuse_another
+from ._design import OWN_NAMES, Design, grid_design
+from ._functions import Function, Metrics, Variant, functions_of
+from ._results import Layout, Results, finished
 from ._sweep_points import Points
 
 if TYPE_CHECKING:
     import xarray
-
-Metrics = Mapping[str, Any]
-Variant = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
-_OWN_NAMES = ("variant", "diverged")
 
 
 def sweep(
@@ -108,158 +102,54 @@ def sweep(
     Source:
         The Cartesian product usually written as nested loops, under `jax.vmap`.
     """
-    xarray, tqdm = _extras()
-    axes = _axes(grid)
-    functions = _functions(run, axes, variants)
+    tqdm = _extras()
+    design = grid_design(grid)
+    functions = functions_of(run, design.axes, variants)
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
             raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
     path = None if file is None else pathlib.Path(file)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
-    points = {name: Points(function, axes) for name, function in functions.items()}
-    dims = _dims(points, axes, metric_dims or {})
-    described = _described(points, functions, axes, dims)
+    points = {name: Points(function, design) for name, function in functions.items()}
+    dims = _dims(points, design, metric_dims or {})
+    metrics = next(iter(points.values())).metrics
+    described = _described(points, functions, design, dims)
+    layout = Layout(list(points), variants is not None, design, metrics, dims, described)
     if path is not None:
-        names = {*axes, *dims}.union(*dims.values())
+        names = {*design.axes, *dims}.union(*dims.values())
         if slashed := sorted(name for name in names if "/" in name):
             raise ValueError(f"sweep: names must not contain '/', which has another use in NetCDF, got {slashed}")
-        check_shared(path)
-        if path.exists():
-            try:
-                table = xarray.load_dataset(path, engine="h5netcdf")
-            except OSError as error:
-                raise ValueError(f"sweep: file must be new or hold this sweep, got {str(path)!r}: {error}") from None
-            refuse_another(str(table.attrs.get("fingerprint")), described["fingerprint"], path)
+        if (table := finished(path, layout)) is not None:
             return table
 
-    size = math.prod(len(values) for values in axes.values())
-    found = Progress(points, size, path, described["fingerprint"])
-    with tqdm.tqdm(total=size * len(points), desc="sweep", unit="run", disable=not progress) as bar:
-        bar.update(sum(int(done.sum()) for done in found.done.values()))
+    results = Results(layout, path)
+    left = {name: results.left(name) for name in points}
+    total = design.size * len(points)
+    with tqdm.tqdm(total=total, desc="sweep", unit="run", disable=not progress) as bar:
+        bar.update(total - sum(map(len, left.values())))
         for name, runs in points.items():
             bar.set_postfix_str(name)
-            for indices, metrics in runs.run(np.flatnonzero(~found.done[name]), chunk_size, batch_size):
-                found.add(name, indices, metrics)
+            for indices in runs.chunks(left[name], chunk_size, batch_size):
+                results.add(name, indices, runs.compute(indices))
                 bar.update(len(indices))
-    table = _table(xarray, found, axes, dims, described, has_variants=variants is not None)
-    found.finish(lambda new: table.to_netcdf(new, engine="h5netcdf"))
-    return table
+    return results.finish()
 
 
-class _Function:
-    """`run` with the chain of one variant, as a function of a point; it remembers the last chain it built."""
-
-    def __init__(self, run: Callable[..., Metrics], variant: Variant | None, run_takes: list[str], takes: list[str]):
-        self._run, self._variant, self._run_takes, self._takes = run, variant, run_takes, takes
-        self.chain = ""
-
-    def __call__(self, point: dict[str, jax.Array]) -> Metrics:
-        rest = {name: point[name] for name in self._run_takes}
-        if self._variant is None:
-            return self._run(**rest)
-        tx = self._variant
-        if not isinstance(tx, optax.GradientTransformation):
-            tx = tx(**{name: point[name] for name in self._takes})
-            if not isinstance(tx, optax.GradientTransformation):
-                raise TypeError(f"sweep: a variant must be or return a chain, got {tx!r}")
-        self.chain = repr(tx)
-        return self._run(tx, **rest)
-
-
-def _extras() -> tuple[Any, Any]:
+def _extras() -> Any:
     try:
         import h5netcdf  # noqa: F401  (for the files, and psutil for the free memory: better missed now than later)
         import h5py  # noqa: F401  (h5netcdf can do without it, xarray cannot)
         import psutil  # noqa: F401
         import tqdm
-        import xarray
+        import xarray  # noqa: F401
     except ImportError as error:
         raise ImportError(f'sweep: {error.name} is missing; run pip install "linkax[sweep]"') from error
-    return xarray, tqdm
-
-
-def _axes(grid: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if not isinstance(grid, Mapping) or not grid:
-        raise ValueError(f"sweep: grid must be a dictionary with at least one axis, got {grid!r}")
-    axes = {}
-    for name, values in grid.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"sweep: the name of an axis must be a valid argument name, got {name!r}")
-        if name in _OWN_NAMES:
-            raise ValueError(f"sweep: an axis must not be called {' or '.join(_OWN_NAMES)}, got {name!r}")
-        try:
-            axis = np.asarray(values if hasattr(values, "__array__") else list(values))
-        except (TypeError, ValueError):  # not a sequence, or sequences of different lengths
-            raise TypeError(f"sweep: axis {name!r} must be a sequence of numbers, got {values!r}") from None
-        if np.ma.is_masked(values):
-            raise TypeError(f"sweep: axis {name!r} must be without masked values, got {values!r}")
-        if jnp.issubdtype(axis.dtype, jnp.floating) and axis.dtype.itemsize < 4:
-            axis = axis.astype(np.float32)  # including those unknown to NumPy, such as bfloat16
-        if axis.ndim != 1 or axis.size == 0:
-            raise ValueError(f"sweep: axis {name!r} must have one dimension and at least one value, got {values!r}")
-        if axis.dtype.kind not in "biuf":
-            raise TypeError(f"sweep: axis {name!r} must be numeric, got {values!r}")
-        dtype = jax.dtypes.canonicalize_dtype(axis.dtype)
-        with np.errstate(over="ignore"):
-            axes[name] = axis.astype(dtype)
-        if not np.allclose(axes[name], axis, rtol=1e-6, atol=0, equal_nan=True):
-            raise ValueError(f"sweep: axis {name!r} must fit into {dtype}, got {values!r}; or enable jax_enable_x64")
-        if len(np.unique(axes[name])) < len(axis):
-            raise ValueError(f"sweep: axis {name!r} must have no duplicate values (as {dtype}), got {values!r}")
-    return axes
-
-
-def _functions(
-    run: Callable[..., Metrics], axes: Mapping[str, np.ndarray], variants: Mapping[str, Variant] | None
-) -> dict[str, _Function]:
-    if variants is not None and not isinstance(variants, Mapping):
-        raise TypeError(f"sweep: variants must be a dictionary from names to chains, got {variants!r}")
-    if strangers := [name for name in variants or () if not isinstance(name, str)]:
-        raise TypeError(f"sweep: the names of variants must be strings, got {strangers}")
-    if variants is not None and not variants:
-        raise ValueError(f"sweep: variants must be None or have at least one chain, got {variants!r}")
-    run_takes = _parameters("run", run, axes, skip=0 if variants is None else 1)
-    takes = {
-        name: []
-        if isinstance(variant, optax.GradientTransformation)
-        else _parameters(f"variant {name!r}", variant, axes)
-        for name, variant in (variants or {}).items()
-    }
-    if len({tuple(sorted(names)) for names in takes.values()}) > 1:
-        lists = "; ".join(f"{name!r}: {', '.join(names) or 'none'}" for name, names in takes.items())
-        raise ValueError(f"sweep: variants must all take the same axes, got {lists}")
-    idle = axes.keys() - set(run_takes) - set(*list(takes.values())[:1])
-    if idle:
-        raise ValueError(
-            f"sweep: every axis must be taken by run or the variants, got {sorted(idle)}, which neither takes"
-        )
-    if variants is None:
-        return {"": _Function(run, None, run_takes, [])}
-    return {name: _Function(run, variant, run_takes, takes[name]) for name, variant in variants.items()}
-
-
-def _parameters(what: str, function: Any, axes: Mapping[str, Any], skip: int = 0) -> list[str]:
-    """The axes that a function takes, from its signature; the first `skip` parameters are not axes."""
-    if not callable(function):
-        raise TypeError(f"sweep: {what} must be a chain or a function, got {function!r}")
-    parameters = list(inspect.signature(function).parameters.values())
-    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(by_position) < skip:
-        raise ValueError(f"sweep: {what} must take the chain as its first argument, got {function!r}")
-    parameters = [p for p in parameters if p not in by_position[:skip]]
-    if unnamed := [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]:
-        raise ValueError(f"sweep: {what} must take the axes by name, got {', '.join(unnamed)} by position")
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return list(axes)
-    unknown = [p.name for p in parameters if p.name not in axes and p.default is p.empty]
-    if unknown:
-        raise ValueError(f"sweep: {what} must take only axes, got {', '.join(unknown)}; the axes are {', '.join(axes)}")
-    return [parameter.name for parameter in parameters if parameter.name in axes]
+    return tqdm
 
 
 def _dims(
-    points: Mapping[str, Points], axes: Mapping[str, Any], metric_dims: Mapping[str, Sequence[str]]
+    points: Mapping[str, Points], design: Design, metric_dims: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
     """The names of every metric's own dimensions."""
     first_name, first = next(iter(points.items()))
@@ -269,7 +159,7 @@ def _dims(
                 f"sweep: variants must return the same metrics, got {first.metrics} from {first_name!r} and "
                 f"{other.metrics} from {name!r}"
             )
-    if taken := first.metrics.keys() & {*axes, *_OWN_NAMES}:
+    if taken := first.metrics.keys() & {*design.axes, *OWN_NAMES}:
         raise ValueError(f"sweep: a metric must not be named like an axis, variant or diverged, got {sorted(taken)}")
     if not all(first.metrics):
         raise ValueError(f"sweep: a metric must have a name, got {list(first.metrics)}")
@@ -283,7 +173,7 @@ def _dims(
         dims[name] = list(metric_dims.get(name, [f"{name}_{i}" for i in range(len(like.shape))]))
         if len(dims[name]) != len(like.shape):
             raise ValueError(f"sweep: metric_dims of {name!r} must name {len(like.shape)} dimensions, got {dims[name]}")
-        if len(set(dims[name])) < len(dims[name]) or {*dims[name]} & {*axes, *_OWN_NAMES, *first.metrics}:
+        if len(set(dims[name])) < len(dims[name]) or {*dims[name]} & {*design.axes, *OWN_NAMES, *first.metrics}:
             raise ValueError(
                 f"sweep: metric_dims of {name!r} must be unique names, used for nothing else, got {dims[name]}"
             )
@@ -297,13 +187,13 @@ def _dims(
 
 def _described(
     points: Mapping[str, Points],
-    functions: Mapping[str, _Function],
-    axes: Mapping[str, np.ndarray],
+    functions: Mapping[str, Function],
+    design: Design,
     dims: Mapping[str, list[str]],
 ) -> dict[str, str]:
     """The attributes that record where the results come from."""
     identity = [
-        {name: [str(axis.dtype), axis.tolist()] for name, axis in axes.items()},
+        design.identity,
         {name: runs.fingerprint for name, runs in points.items()},
         dims,
     ]
@@ -316,24 +206,3 @@ def _described(
         **versions,
         **chains,
     }
-
-
-def _table(
-    xarray: Any,
-    found: Progress,
-    axes: Mapping[str, np.ndarray],
-    dims: Mapping[str, list[str]],
-    attributes: Mapping[str, str],
-    *,
-    has_variants: bool,
-) -> "xarray.Dataset":
-    shape = [len(values) for values in axes.values()]
-    variables, diverged = {}, np.zeros((len(found.values), *shape), bool)
-    for metric, own_dims in dims.items():
-        stacked = np.stack([values[metric] for values in found.values.values()])
-        stacked = stacked.reshape(len(stacked), *shape, *stacked.shape[2:])
-        variables[metric] = (["variant", *axes, *own_dims], stacked)
-        diverged |= ~np.isfinite(stacked).all(axis=tuple(range(1 + len(shape), stacked.ndim)))
-    variables["diverged"] = (["variant", *axes], diverged)
-    table = xarray.Dataset(variables, {"variant": list(found.values), **axes}, attributes)
-    return table if has_variants else table.isel(variant=0, drop=True)

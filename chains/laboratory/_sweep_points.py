@@ -1,12 +1,11 @@
 """Running one function at many points: traced once, compiled once per device, shared by hosts, devices and cores."""
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,49 +14,59 @@ from jax.experimental import multihost_utils
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import SingleDeviceSharding
 
-Axes = Mapping[str, np.ndarray]
+from ._design import Design
+
 Function = Callable[[dict[str, jax.Array]], Mapping[str, Any]]
 
 
+class _Program(NamedTuple):
+    """The compiled calls of this host's devices, and how a chunk is divided among them."""
+
+    compiled: list[Any]
+    size: int  # of a chunk
+    batch: int
+    lanes: int
+
+
 class Points:
-    """A function from hyperparameters to metrics, and the points of a grid to run it at.
+    """A function from hyperparameters to metrics, and the points of a design to run it at.
 
     Attributes:
         metrics: Shape and dtype of each metric at one point.
-        fingerprint: A string that changes when the function's computation or the grid changes.
+        fingerprint: A string that changes when the function's computation changes.
     """
 
-    def __init__(self, function: Function, axes: Axes):
-        self._axes = axes
+    def __init__(self, function: Function, design: Design):
+        self._design = design
         self._function = lambda point: _numeric(function(point))
-        example = {name: jnp.asarray(values[0]) for name, values in axes.items()}
+        example = {name: jnp.asarray(values[0]) for name, values in design.axes.items()}
         jaxpr, metrics = jax.make_jaxpr(self._function, return_shape=True)(example)
         self.metrics = {name: jax.ShapeDtypeStruct(like.shape, like.dtype) for name, like in metrics.items()}
         text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses of functions differ from run to run
         constants = b"".join(np.asarray(_data(constant)).tobytes() for constant in _constants(jaxpr))
         self.fingerprint = hashlib.sha256(text.encode() + constants).hexdigest()
+        self._program: _Program | None = None
 
-    def run(
-        self, indices: np.ndarray, chunk_size: int | None, batch_size: int | None
-    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Yields the metrics of the points at flat `indices`, a chunk at a time: the indices and their metrics."""
+    def chunks(self, indices: np.ndarray, chunk_size: int | None, batch_size: int | None) -> list[np.ndarray]:
+        """Compiles, and divides the points at flat `indices` into chunks for `compute`; does nothing without points.
+
+        The sizes follow from the whole design, not only from the points left: a resumed sweep must compute as it
+        would have.
+        """
         if len(indices) == 0:
-            return
-        size, batch, lanes = _defaults(self._size, chunk_size, batch_size)
+            return []
+        self._program = self._prepare(chunk_size, batch_size)
+        return [indices[at : at + self._program.size] for at in range(0, len(indices), self._program.size)]
+
+    def _prepare(self, chunk_size: int | None, batch_size: int | None) -> "_Program":
+        size, batch, lanes = _defaults(self._design.size, chunk_size, batch_size)
         compiled = self._compile(_room(size // lanes, batch), batch)
         if chunk_size is None and (fitting := _fitting(compiled[0], size, lanes)) < size:
             lanes = min(lanes, _whole_devices(fitting))
             batch = batch if batch_size else max(1, min(batch, fitting // lanes))
             size = max(1, fitting // (lanes * batch)) * lanes * batch
             compiled = self._compile(_room(size // lanes, batch), batch)
-        for start in range(0, len(indices), size):
-            chunk = indices[start : start + size]
-            yield chunk, self._call(compiled, chunk, _room(size // lanes, batch), batch, lanes)
-
-    @property
-    def _size(self) -> int:
-        """The points of the whole grid, not only those left: a resumed sweep must compute as it would have."""
-        return math.prod(len(values) for values in self._axes.values())
+        return _Program(compiled, size, batch, lanes)
 
     def _compile(self, size: int, batch: int) -> list[Any]:
         """A program for up to `size` points, the same for every device of this host.
@@ -87,7 +96,7 @@ class Points:
             jitted.lower(
                 {
                     name: jax.ShapeDtypeStruct((size,), values.dtype, sharding=SingleDeviceSharding(device))
-                    for name, values in self._axes.items()
+                    for name, values in self._design.axes.items()
                 },
                 jax.ShapeDtypeStruct((), np.int32, sharding=SingleDeviceSharding(device)),
             )
@@ -96,12 +105,12 @@ class Points:
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda program: program.compile(), lowered))
 
-    def _call(
-        self, compiled: list[Any], indices: np.ndarray, size: int, batch: int, lanes: int
-    ) -> dict[str, np.ndarray]:
-        """The metrics at flat indices, shared evenly among the lanes of all hosts, at most `size` each."""
-        unraveled = np.unravel_index(indices, [len(values) for values in self._axes.values()])
-        columns = {name: values[at] for at, (name, values) in zip(unraveled, self._axes.items())}
+    def compute(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics at the flat indices of a chunk, shared evenly among the lanes of all hosts."""
+        assert self._program is not None, "chunks comes first"
+        compiled, size, batch, lanes = self._program
+        size = _room(size // lanes, batch)  # of one lane
+        columns = self._design.columns(indices)
         shares = np.array_split(np.arange(len(indices)), lanes)
         own = lanes // jax.process_count()  # the lanes of a device are consecutive
         calls = []

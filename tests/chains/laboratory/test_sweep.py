@@ -19,6 +19,8 @@ import xarray
 
 from linkax.chains import ablations, adam, adamw, sgd, sweep
 from linkax.chains.laboratory import _sweep_points
+from linkax.chains.laboratory._results import Results
+from linkax.chains.laboratory._sweep_points import Points
 
 from . import sweep_hosts
 from .sweep_hosts import GRID, VARIANTS, train
@@ -213,7 +215,7 @@ def test_cores_do_not_change_a_bit(cores, table, monkeypatch):
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_with_little_memory_chunks_are_small_and_results_right(backend, batch_size, monkeypatch):
     sizes = []
-    original = _sweep_points.Points._compile
+    original = Points._compile
 
     def compile_and_note(self, size, batch):
         sizes.append(size)
@@ -221,7 +223,7 @@ def test_with_little_memory_chunks_are_small_and_results_right(backend, batch_si
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(_sweep_points, "_free_memory", lambda: 200.0)
-    monkeypatch.setattr(_sweep_points.Points, "_compile", compile_and_note)
+    monkeypatch.setattr(Points, "_compile", compile_and_note)
     found = sweep_silently(square, {"x": np.arange(64.0)}, batch_size=batch_size)
     np.testing.assert_array_equal(found["square"], np.arange(64.0) ** 2 + 2)
     assert sizes[-1] <= max(5, 2 * (batch_size or 1))  # half of 200 bytes holds five points of 20; or two batches
@@ -229,15 +231,15 @@ def test_with_little_memory_chunks_are_small_and_results_right(backend, batch_si
 
 def test_a_point_that_needs_much_memory_runs_alone(monkeypatch):
     at_once = []
-    original = _sweep_points.Points._call
+    original = Points.compute
 
-    def call_and_note(self, compiled, indices, size, batch, lanes):
-        at_once.append(lanes)
-        return original(self, compiled, indices, size, batch, lanes)
+    def compute_and_note(self, indices):
+        at_once.append(self._program.lanes)
+        return original(self, indices)
 
     monkeypatch.setattr(_sweep_points, "_cores", lambda: 4)
     monkeypatch.setattr(_sweep_points, "_free_memory", lambda: 1e5)
-    monkeypatch.setattr(_sweep_points.Points, "_call", call_and_note)
+    monkeypatch.setattr(Points, "compute", compute_and_note)
 
     def run(x):
         return {"norm": jnp.linalg.norm(jnp.sort(x * jnp.arange(10_000.0)))}  # sorting needs a place for 40 kB
@@ -383,26 +385,23 @@ _CHEAP = {"sgd": lambda learning_rate: sgd(learning_rate), "momentum": VARIANTS[
 
 def interrupt_after(chunks, monkeypatch):
     """Makes a sweep stop as by Ctrl-C when it has run so many chunks."""
-    original = _sweep_points.Points.run
+    original = Results.add
     count = itertools.count(1)
 
-    def run(self, *args):
-        for found in original(self, *args):
-            yield found
-            if next(count) == chunks:
-                raise KeyboardInterrupt
+    def add(self, *args):
+        original(self, *args)
+        if next(count) == chunks:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(_sweep_points.Points, "run", run)
+    monkeypatch.setattr(Results, "add", add)
 
 
 def note_points(monkeypatch):
     """The points that are computed from here on, with the padding."""
     ran = []
-    original = _sweep_points.Points._call
+    original = Points.compute
     monkeypatch.setattr(
-        _sweep_points.Points,
-        "_call",
-        lambda self, compiled, indices, *rest: ran.append(indices.tolist()) or original(self, compiled, indices, *rest),
+        Points, "compute", lambda self, indices: ran.append(indices.tolist()) or original(self, indices)
     )
     return ran
 
@@ -647,7 +646,7 @@ _SEED, _X = {"seed": [0, 1]}, {"x": [1.0, 2.0]}
     ],
 )
 def test_bad_input_is_refused_before_anything_is_compiled(arguments, options, error, message, monkeypatch):
-    monkeypatch.setattr(_sweep_points.Points, "_compile", lambda *_: pytest.fail("it compiles"))
+    monkeypatch.setattr(Points, "_compile", lambda *_: pytest.fail("it compiles"))
     with pytest.raises(error) as raised:
         sweep_silently(*arguments, **options)
     assert str(raised.value).startswith("sweep: ")

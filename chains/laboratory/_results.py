@@ -1,0 +1,169 @@
+"""The results of a sweep so far, saved to a file so that it can resume after an interruption."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ._design import Design
+
+if TYPE_CHECKING:
+    import xarray
+
+
+class Layout:
+    """What a sweep's table looks like, and where it comes from.
+
+    Attributes:
+        variants: The names of the variants; a single "" without variants.
+        has_variants: Whether the table has a dimension for them.
+        design: The points of each variant.
+        metrics: Shape and dtype of each metric at one point.
+        dims: The names of each metric's own dimensions.
+        attributes: The attributes of the table, such as the printed chains and the fingerprint.
+    """
+
+    def __init__(
+        self,
+        variants: list[str],
+        has_variants: bool,
+        design: Design,
+        metrics: Mapping[str, jax.ShapeDtypeStruct],
+        dims: Mapping[str, list[str]],
+        attributes: Mapping[str, str],
+    ):
+        self.variants = variants
+        self.has_variants = has_variants
+        self.design = design
+        self.metrics = metrics
+        self.dims = dims
+        self.attributes = attributes
+
+    @property
+    def fingerprint(self) -> str:
+        """A string that changes when the computation, the points or the names change."""
+        return self.attributes["fingerprint"]
+
+
+class Results:
+    """The metrics of every point of every variant, and which of them are done.
+
+    While a sweep runs, they are saved next to `file`, in a file with the same name plus `.partial`.
+    """
+
+    def __init__(self, layout: Layout, file: pathlib.Path | None):
+        self._layout = layout
+        self._file = file
+        self._partial = None if file is None else file.with_name(file.name + ".partial")
+        size = layout.design.size
+        self._done = {name: np.zeros(size, bool) for name in layout.variants}
+        self._values = {
+            name: {metric: np.zeros((size, *like.shape), like.dtype) for metric, like in layout.metrics.items()}
+            for name in layout.variants
+        }
+        if self._partial is not None and self._partial.exists():
+            self._load(self._partial)
+        if file is not None:
+            multihost_utils.sync_global_devices("sweep: the file is read")
+
+    def left(self, variant: str) -> np.ndarray:
+        """The flat indices of the points that are not done."""
+        return np.flatnonzero(~self._done[variant])
+
+    def add(self, variant: str, indices: np.ndarray, metrics: Mapping[str, np.ndarray]) -> None:
+        """Adds the metrics of some points and writes everything to the file."""
+        for metric, values in metrics.items():
+            self._values[variant][metric][indices] = values
+        self._done[variant][indices] = True
+        if self._partial is not None and jax.process_index() == 0:
+            _replace(self._partial, self._save)
+
+    def finish(self) -> "xarray.Dataset":
+        """The table of all results; writes the file itself and removes the partial one."""
+        table = self._table()
+        if self._file is not None and self._partial is not None:
+            if jax.process_index() == 0:
+                _replace(self._file, lambda new: table.to_netcdf(new, engine="h5netcdf"))
+                self._partial.unlink(missing_ok=True)
+            multihost_utils.sync_global_devices("sweep: the file is written")
+        return table
+
+    def _table(self) -> "xarray.Dataset":
+        import xarray
+
+        dims, shape = self._layout.design.dims, self._layout.design.shape
+        variables, diverged = {}, np.zeros((len(self._values), *shape), bool)
+        for metric, own_dims in self._layout.dims.items():
+            stacked = np.stack([values[metric] for values in self._values.values()])
+            stacked = stacked.reshape(len(stacked), *shape, *stacked.shape[2:])
+            variables[metric] = (["variant", *dims, *own_dims], stacked)
+            diverged |= ~np.isfinite(stacked).all(axis=tuple(range(1 + len(shape), stacked.ndim)))
+        variables["diverged"] = (["variant", *dims], diverged)
+        coords = {"variant": self._layout.variants, **self._layout.design.coords}
+        table = xarray.Dataset(variables, coords, self._layout.attributes)
+        return table if self._layout.has_variants else table.isel(variant=0, drop=True)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {}
+        for at, name in enumerate(self._done):
+            arrays[f"{at}/done"] = self._done[name]
+            arrays.update({f"{at}/metrics/{metric}": values for metric, values in self._values[name].items()})
+        return arrays
+
+    def _save(self, new: pathlib.Path) -> None:
+        with new.open("wb") as stream:
+            fingerprint = np.array(self._layout.fingerprint)
+            np.savez(stream, allow_pickle=False, fingerprint=fingerprint, **self._arrays())
+
+    def _load(self, partial: pathlib.Path) -> None:
+        try:
+            with np.load(partial) as file:
+                saved = dict(file)
+            fingerprint = str(saved["fingerprint"])
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"sweep: {str(partial)!r} must be a sweep's, got {error}; remove it to start again"
+            ) from None
+        _refuse_another(fingerprint, self._layout.fingerprint, partial)
+        for key, array in self._arrays().items():
+            array[...] = saved[key]
+
+
+def finished(file: pathlib.Path, layout: Layout) -> "xarray.Dataset | None":
+    """The table in a file, if there is one; all hosts look before any of them goes on.
+
+    Raises:
+        ValueError: If the file holds something else, or if only some hosts see it.
+    """
+    import xarray
+
+    seen = multihost_utils.process_allgather(np.array([file.exists(), file.with_name(file.name + ".partial").exists()]))
+    if (seen != seen[0]).any():
+        raise ValueError(f"sweep: file must be one that all hosts see, got {str(file)!r}, which only some of them do")
+    if not file.exists():
+        return None
+    try:
+        table = xarray.load_dataset(file, engine="h5netcdf")
+    except OSError as error:
+        raise ValueError(f"sweep: file must be new or hold this sweep, got {str(file)!r}: {error}") from None
+    _refuse_another(str(table.attrs.get("fingerprint")), layout.fingerprint, file)
+    return table
+
+
+def _replace(file: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+    """Writes a file atomically: an interruption leaves the old one intact."""
+    new = file.with_name(file.name + ".new")
+    write(new)
+    new.replace(file)
+
+
+def _refuse_another(found: str, expected: str, file: pathlib.Path) -> None:
+    """Raises if a file belongs to another sweep."""
+    if found != expected:
+        raise ValueError(
+            f"sweep: file must be new or hold this sweep, got {str(file)!r}, which holds one with another function, "
+            "grid or variants; remove it or use another"
+        )
