@@ -1,5 +1,6 @@
 """The results of a sweep so far, saved to a file so that it can resume after an interruption."""
 
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -64,6 +65,9 @@ class Results:
             name: {metric: np.zeros((size, *like.shape), like.dtype) for metric, like in layout.metrics.items()}
             for name in layout.variants
         }
+        self._errors: dict[str, dict[int, str]] = {name: {} for name in layout.variants}
+        if file is not None and file.exists():
+            self._take(finished(file, layout))
         if self._partial is not None and self._partial.exists():
             self._load(self._partial)
         if file is not None:
@@ -73,11 +77,24 @@ class Results:
         """The flat indices of the points that are not done."""
         return np.flatnonzero(~self._done[variant])
 
-    def add(self, variant: str, indices: np.ndarray, metrics: Mapping[str, np.ndarray]) -> None:
-        """Adds the metrics of some points and writes everything to the file."""
+    def add(
+        self,
+        variant: str,
+        indices: np.ndarray,
+        metrics: Mapping[str, np.ndarray],
+        errors: Mapping[int, str] | None = None,
+    ) -> None:
+        """Adds the metrics of some points and writes everything to the file; points with an error stay to be done."""
         for metric, values in metrics.items():
             self._values[variant][metric][indices] = values
         self._done[variant][indices] = True
+        for index in indices.tolist():
+            self._errors[variant].pop(index, None)
+        for index, message in (errors or {}).items():
+            self._done[variant][index] = False
+            self._errors[variant][index] = message
+            for values in self._values[variant].values():
+                values[index] = np.nan if values.dtype.kind in "fc" else 0
         if self._partial is not None and jax.process_index() == 0:
             _replace(self._partial, self._save)
 
@@ -96,15 +113,41 @@ class Results:
 
         dims, shape = self._layout.design.dims, self._layout.design.shape
         variables, diverged = {}, np.zeros((len(self._values), *shape), bool)
+        failed = np.zeros((len(self._values), self._layout.design.size), bool)
+        for row, errors in zip(failed, self._errors.values()):
+            row[list(errors)] = True
+        failed = failed.reshape(len(failed), *shape)
         for metric, own_dims in self._layout.dims.items():
             stacked = np.stack([values[metric] for values in self._values.values()])
             stacked = stacked.reshape(len(stacked), *shape, *stacked.shape[2:])
             variables[metric] = (["variant", *dims, *own_dims], stacked)
             diverged |= ~np.isfinite(stacked).all(axis=tuple(range(1 + len(shape), stacked.ndim)))
-        variables["diverged"] = (["variant", *dims], diverged)
+        variables["diverged"] = (["variant", *dims], diverged & ~failed)
+        variables["failed"] = (["variant", *dims], failed)
         coords = {"variant": self._layout.variants, **self._layout.design.coords}
-        table = xarray.Dataset(variables, coords, self._layout.attributes)
+        attributes = {**self._layout.attributes, "errors": json.dumps(self._described_errors())}
+        table = xarray.Dataset(variables, coords, attributes)
         return table if self._layout.has_variants else table.isel(variant=0, drop=True)
+
+    def _described_errors(self) -> list[dict]:
+        return [
+            {
+                **({"variant": variant} if self._layout.has_variants else {}),
+                **self._layout.design.coordinates(index),
+                "error": message,
+            }
+            for variant, errors in self._errors.items()
+            for index, message in sorted(errors.items())
+        ]
+
+    def _take(self, table: "xarray.Dataset") -> None:
+        """Takes what a finished file holds; its failed points are to be done again."""
+        if not self._layout.has_variants:
+            table = table.expand_dims("variant")
+        for at, name in enumerate(self._layout.variants):
+            self._done[name][...] = ~table["failed"].values[at].ravel()
+            for metric, values in self._values[name].items():
+                values[...] = table[metric].values[at].reshape(values.shape)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {}
@@ -116,7 +159,8 @@ class Results:
     def _save(self, new: pathlib.Path) -> None:
         with new.open("wb") as stream:
             fingerprint = np.array(self._layout.fingerprint)
-            np.savez(stream, allow_pickle=False, fingerprint=fingerprint, **self._arrays())
+            errors = np.array(json.dumps(self._errors))
+            np.savez(stream, allow_pickle=False, fingerprint=fingerprint, errors=errors, **self._arrays())
 
     def _load(self, partial: pathlib.Path) -> None:
         try:
@@ -130,6 +174,8 @@ class Results:
         _refuse_another(fingerprint, self._layout.fingerprint, partial)
         for key, array in self._arrays().items():
             array[...] = saved[key]
+        for variant, errors in json.loads(str(saved["errors"])).items():
+            self._errors[variant] = {int(index): message for index, message in errors.items()}
 
 
 def finished(file: pathlib.Path, layout: Layout) -> "xarray.Dataset | None":

@@ -7,13 +7,15 @@ import json
 import numbers
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
-from ._design import OWN_NAMES, Design, grid_design
+from ._design import OWN_NAMES, Design, design_of
+from ._failures import Computed, divide
 from ._functions import Function, Metrics, Variant, functions_of
 from ._results import Layout, Results, finished
 from ._sweep_points import Points
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
 
 def sweep(
     run: Callable[..., Metrics],
-    grid: Mapping[str, Sequence[float] | np.ndarray | jax.Array],
+    grid: Mapping[str, Sequence[float] | np.ndarray | jax.Array] | None = None,
     variants: Mapping[str, Variant] | None = None,
     *,
+    points: Mapping[str, Sequence[float] | np.ndarray | jax.Array] | None = None,
     metric_dims: Mapping[str, Sequence[str]] | None = None,
     chunk_size: int | None = None,
     batch_size: int | None = None,
     file: str | os.PathLike | None = None,
+    on_error: Literal["record", "raise"] = "record",
     progress: bool = True,
 ) -> "xarray.Dataset":
     """Trains at every point of a grid, all points in one compiled call, and labels the results.
@@ -103,37 +107,64 @@ def sweep(
         The Cartesian product usually written as nested loops, under `jax.vmap`.
     """
     tqdm = _extras()
-    design = grid_design(grid)
+    design = design_of(grid, points)
     functions = functions_of(run, design.axes, variants)
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
             raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
+    if on_error not in ("record", "raise"):
+        raise ValueError(f"sweep: on_error must be 'record' or 'raise', got {on_error!r}")
     path = None if file is None else pathlib.Path(file)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
-    points = {name: Points(function, design) for name, function in functions.items()}
-    dims = _dims(points, design, metric_dims or {})
-    metrics = next(iter(points.values())).metrics
-    described = _described(points, functions, design, dims)
-    layout = Layout(list(points), variants is not None, design, metrics, dims, described)
+    runs = {name: Points(function, design) for name, function in functions.items()}
+    dims = _dims(runs, design, metric_dims or {})
+    metrics = next(iter(runs.values())).metrics
+    described = _described(runs, functions, design, dims)
+    layout = Layout(list(runs), variants is not None, design, metrics, dims, described)
     if path is not None:
         names = {*design.axes, *dims}.union(*dims.values())
         if slashed := sorted(name for name in names if "/" in name):
             raise ValueError(f"sweep: names must not contain '/', which has another use in NetCDF, got {slashed}")
-        if (table := finished(path, layout)) is not None:
+        if (table := finished(path, layout)) is not None and not table["failed"].any():
             return table
 
     results = Results(layout, path)
-    left = {name: results.left(name) for name in points}
-    total = design.size * len(points)
+    left = {name: results.left(name) for name in runs}
+    total = design.size * len(runs)
+    failed = 0
     with tqdm.tqdm(total=total, desc="sweep", unit="run", disable=not progress) as bar:
         bar.update(total - sum(map(len, left.values())))
-        for name, runs in points.items():
-            bar.set_postfix_str(name)
-            for indices in runs.chunks(left[name], chunk_size, batch_size):
-                results.add(name, indices, runs.compute(indices))
-                bar.update(len(indices))
-    return results.finish()
+        for name, indices, (values, errors) in _computed(runs, left, chunk_size, batch_size, on_error):
+            results.add(name, indices, values, errors)
+            failed += len(errors)
+            bar.set_postfix_str(f"{name}, {failed} failed" if failed else name)
+            bar.update(len(indices))
+    table = results.finish()
+    if failed:
+        warnings.warn(
+            f"sweep: {failed} of {total} points failed, the first with: {json.loads(table.attrs['errors'])[0]}; the "
+            "attribute 'errors' of the table lists all of them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return table
+
+
+def _computed(
+    runs: Mapping[str, Points],
+    left: Mapping[str, np.ndarray],
+    chunk_size: int | None,
+    batch_size: int | None,
+    on_error: str,
+) -> Iterator[tuple[str, np.ndarray, Computed]]:
+    """The chunks of every variant as they are computed here, one after the other."""
+    for name, points in runs.items():
+        for indices in points.chunks(left[name], chunk_size, batch_size):
+            if on_error == "raise":
+                yield name, indices, Computed(points.compute(indices), {})
+            else:
+                yield name, indices, divide(points.compute, indices, points.metrics)
 
 
 def _extras() -> Any:
@@ -160,7 +191,9 @@ def _dims(
                 f"{other.metrics} from {name!r}"
             )
     if taken := first.metrics.keys() & {*design.axes, *OWN_NAMES}:
-        raise ValueError(f"sweep: a metric must not be named like an axis, variant or diverged, got {sorted(taken)}")
+        raise ValueError(
+            f"sweep: a metric must not be named like an axis or {', '.join(OWN_NAMES)}, got {sorted(taken)}"
+        )
     if not all(first.metrics):
         raise ValueError(f"sweep: a metric must have a name, got {list(first.metrics)}")
     if unknown := metric_dims.keys() - first.metrics.keys():

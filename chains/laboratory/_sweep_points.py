@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import SingleDeviceSharding
 
 from ._design import Design
+from ._failures import raise_together
 
 Function = Callable[[dict[str, jax.Array]], Mapping[str, Any]]
 
@@ -122,9 +123,14 @@ class Points:
             values = {name: column[padded] for name, column in columns.items()}
             arguments = values, np.int32(-(-len(share) // batch))
             calls.append((compiled[at], jax.device_put(arguments, jax.local_devices()[at])))
+        results, failure = [], None
         # Threads see JAX's global settings, not those of a `with` around the sweep, so they only execute.
         with ThreadPoolExecutor(own) as pool:
-            results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1])), calls))
+            try:
+                results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1])), calls))
+            except Exception as error:
+                failure = error
+        raise_together(failure)
         found = jax.device_get(results)
         every = multihost_utils.process_allgather(jax.tree.map(lambda *parts: np.stack(parts), *found), tiled=True)
         return jax.tree.map(
