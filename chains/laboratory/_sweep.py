@@ -1,5 +1,6 @@
 """A grid of training runs as one compiled call, and its results as a labelled table."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -8,13 +9,14 @@ import numbers
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
 from ._design import OWN_NAMES, Design, design_of
+from ._executor import Executor, check_executor, computed_by
 from ._failures import Computed, divide
 from ._functions import Function, Metrics, Variant, functions_of
 from ._results import Layout, Results, finished
@@ -35,6 +37,7 @@ def sweep(
     batch_size: int | None = None,
     file: str | os.PathLike | None = None,
     on_error: Literal["record", "raise"] = "record",
+    executor: Executor | None = None,
     progress: bool = True,
 ) -> "xarray.Dataset":
     """Trains at every point of a grid, all points in one compiled call, and labels the results.
@@ -114,10 +117,13 @@ def sweep(
             raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
     if on_error not in ("record", "raise"):
         raise ValueError(f"sweep: on_error must be 'record' or 'raise', got {on_error!r}")
+    if executor is not None:
+        check_executor(executor)
     path = None if file is None else pathlib.Path(file)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
-    runs = {name: Points(function, design) for name, function in functions.items()}
+    arguments = {name: (function, design) for name, function in functions.items()}
+    runs = {name: Points(*its) for name, its in arguments.items()}
     dims = _dims(runs, design, metric_dims or {})
     metrics = next(iter(runs.values())).metrics
     described = _described(runs, functions, design, dims)
@@ -133,9 +139,14 @@ def sweep(
     left = {name: results.left(name) for name in runs}
     total = design.size * len(runs)
     failed = 0
-    with tqdm.tqdm(total=total, desc="sweep", unit="run", disable=not progress) as bar:
+    if executor is None:
+        computed = _computed(runs, left, chunk_size, batch_size, on_error)
+    else:
+        computed = computed_by(executor, arguments, runs, left, design.size, chunk_size, batch_size, on_error)
+    bar = tqdm.tqdm(total=total, desc="sweep", unit="run", disable=not progress)
+    with bar, contextlib.closing(computed):  # closed, it cancels what is under way
         bar.update(total - sum(map(len, left.values())))
-        for name, indices, (values, errors) in _computed(runs, left, chunk_size, batch_size, on_error):
+        for name, indices, (values, errors) in computed:
             results.add(name, indices, values, errors)
             failed += len(errors)
             bar.set_postfix_str(f"{name}, {failed} failed" if failed else name)
@@ -157,7 +168,7 @@ def _computed(
     chunk_size: int | None,
     batch_size: int | None,
     on_error: str,
-) -> Iterator[tuple[str, np.ndarray, Computed]]:
+) -> Generator[tuple[str, np.ndarray, Computed]]:
     """The chunks of every variant as they are computed here, one after the other."""
     for name, points in runs.items():
         for indices in points.chunks(left[name], chunk_size, batch_size):
@@ -169,6 +180,7 @@ def _computed(
 
 def _extras() -> Any:
     try:
+        import cloudpickle  # noqa: F401  (for the workers of an executor)
         import h5netcdf  # noqa: F401  (for the files, and psutil for the free memory: better missed now than later)
         import h5py  # noqa: F401  (h5netcdf can do without it, xarray cannot)
         import psutil  # noqa: F401
