@@ -44,9 +44,9 @@ class Layout:
         self.attributes = attributes
 
     @property
-    def fingerprint(self) -> str:
-        """A string that changes when the computation, the points or the names change."""
-        return self.attributes["fingerprint"]
+    def identity(self) -> str:
+        """A string that changes when the computation, the points, the names or the share change."""
+        return _identity(self.attributes)
 
 
 class Results:
@@ -62,7 +62,7 @@ class Results:
         size = layout.design.size
         self._done = {name: np.zeros(size, bool) for name in layout.variants}
         self._values = {
-            name: {metric: np.zeros((size, *like.shape), like.dtype) for metric, like in layout.metrics.items()}
+            name: {metric: _blank((size, *like.shape), like.dtype) for metric, like in layout.metrics.items()}
             for name in layout.variants
         }
         self._errors: dict[str, dict[int, str]] = {name: {} for name in layout.variants}
@@ -94,7 +94,7 @@ class Results:
             self._done[variant][index] = False
             self._errors[variant][index] = message
             for values in self._values[variant].values():
-                values[index] = np.nan if values.dtype.kind in "fc" else 0
+                values[index] = _blank(values.shape[1:], values.dtype)
         if self._partial is not None and jax.process_index() == 0:
             _replace(self._partial, self._save)
 
@@ -103,7 +103,7 @@ class Results:
         table = self._table()
         if self._file is not None and self._partial is not None:
             if jax.process_index() == 0:
-                _replace(self._file, lambda new: table.to_netcdf(new, engine="h5netcdf"))
+                write(self._file, table)
                 self._partial.unlink(missing_ok=True)
             multihost_utils.sync_global_devices("sweep: the file is written")
         return table
@@ -117,12 +117,13 @@ class Results:
         for row, errors in zip(failed, self._errors.values()):
             row[list(errors)] = True
         failed = failed.reshape(len(failed), *shape)
+        done = np.stack(list(self._done.values())).reshape(failed.shape)
         for metric, own_dims in self._layout.dims.items():
             stacked = np.stack([values[metric] for values in self._values.values()])
             stacked = stacked.reshape(len(stacked), *shape, *stacked.shape[2:])
             variables[metric] = (["variant", *dims, *own_dims], stacked)
             diverged |= ~np.isfinite(stacked).all(axis=tuple(range(1 + len(shape), stacked.ndim)))
-        variables["diverged"] = (["variant", *dims], diverged & ~failed)
+        variables["diverged"] = (["variant", *dims], diverged & done)
         variables["failed"] = (["variant", *dims], failed)
         coords = {"variant": self._layout.variants, **self._layout.design.coords}
         attributes = {**self._layout.attributes, "errors": json.dumps(self._described_errors())}
@@ -158,20 +159,20 @@ class Results:
 
     def _save(self, new: pathlib.Path) -> None:
         with new.open("wb") as stream:
-            fingerprint = np.array(self._layout.fingerprint)
+            identity = np.array(self._layout.identity)
             errors = np.array(json.dumps(self._errors))
-            np.savez(stream, allow_pickle=False, fingerprint=fingerprint, errors=errors, **self._arrays())
+            np.savez(stream, allow_pickle=False, identity=identity, errors=errors, **self._arrays())
 
     def _load(self, partial: pathlib.Path) -> None:
         try:
             with np.load(partial) as file:
                 saved = dict(file)
-            fingerprint = str(saved["fingerprint"])
+            identity = str(saved["identity"])
         except (OSError, EOFError, ValueError, KeyError) as error:
             raise ValueError(
                 f"sweep: {str(partial)!r} must be a sweep's, got {error}; remove it to start again"
             ) from None
-        _refuse_another(fingerprint, self._layout.fingerprint, partial)
+        _refuse_another(identity, self._layout.identity, partial)
         for key, array in self._arrays().items():
             array[...] = saved[key]
         for variant, errors in json.loads(str(saved["errors"])).items():
@@ -195,8 +196,18 @@ def finished(file: pathlib.Path, layout: Layout) -> "xarray.Dataset | None":
         table = xarray.load_dataset(file, engine="h5netcdf")
     except OSError as error:
         raise ValueError(f"sweep: file must be new or hold this sweep, got {str(file)!r}: {error}") from None
-    _refuse_another(str(table.attrs.get("fingerprint")), layout.fingerprint, file)
+    _refuse_another(_identity(table.attrs), layout.identity, file)
     return table
+
+
+def write(file: pathlib.Path, table: "xarray.Dataset") -> None:
+    """Writes a table atomically."""
+    _replace(file, lambda new: table.to_netcdf(new, engine="h5netcdf"))
+
+
+def _blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The values of a metric where there is none: NaN, 0 or False."""
+    return np.full(shape, np.nan if np.issubdtype(dtype, np.inexact) else 0, dtype)
 
 
 def _replace(file: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
@@ -206,10 +217,14 @@ def _replace(file: pathlib.Path, write: Callable[[pathlib.Path], object]) -> Non
     new.replace(file)
 
 
+def _identity(attributes: Mapping[str, str]) -> str:
+    return f"{attributes.get('fingerprint')} {attributes.get('share', '')}"
+
+
 def _refuse_another(found: str, expected: str, file: pathlib.Path) -> None:
     """Raises if a file belongs to another sweep."""
     if found != expected:
         raise ValueError(
             f"sweep: file must be new or hold this sweep, got {str(file)!r}, which holds one with another function, "
-            "grid or variants; remove it or use another"
+            "grid, points, variants or share; remove it or use another"
         )

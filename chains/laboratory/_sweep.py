@@ -1,4 +1,4 @@
-"""A grid of training runs as one compiled call, and its results as a labelled table."""
+"""A grid or a list of training runs in compiled calls, and their results as a labelled table."""
 
 import contextlib
 import datetime
@@ -20,6 +20,7 @@ from ._executor import Executor, check_executor, computed_by
 from ._failures import Computed, divide
 from ._functions import Function, Metrics, Variant, functions_of
 from ._results import Layout, Results, finished
+from ._shares import check_share, own_points
 from ._sweep_points import Points
 
 if TYPE_CHECKING:
@@ -38,17 +39,19 @@ def sweep(
     file: str | os.PathLike | None = None,
     on_error: Literal["record", "raise"] = "record",
     executor: Executor | None = None,
+    share: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> "xarray.Dataset":
-    """Trains at every point of a grid, all points in one compiled call, and labels the results.
+    """Trains at every point of a grid or a list, many points in one compiled call, and labels the results.
 
     The result at (v, a, b, …) is that of `run` with the chain of variant v and the hyperparameters a, b, …. It is what
     a loop over all points would return, but compiled once for each variant and device, however many points there are.
     Points are independent: one that diverges has NaN or infinity in its own place, and `True` in the variable
-    `diverged`.
+    `diverged`; one that raises an error in mid-run has `True` in `failed`.
 
     Several devices share the points, and so do the cores of a CPU, and several hosts that have called
     `jax.distributed.initialize` (all of them must call `sweep` with the same arguments; all of them get the result).
+    An `executor` hands them to other processes, and `share` takes a part of them.
 
     Args:
         run: What to compute at a point: a function that JAX can trace, from hyperparameters by name to a dictionary of
@@ -57,31 +60,52 @@ def sweep(
         variants: Chains that differ in their links, by name: a chain, such as those of `ablations`, or a function from
             some of the axes to a chain, such as `lambda learning_rate: adam(learning_rate)`. Functions must all take
             the same axes. An axis may be an argument of the variants, of `run`, or of both.
+        points: Hyperparameters that vary together, as in a random search: columns of equal length by name, in a
+            dictionary or a data frame. Each row is a point, and duplicates are fine. With `grid` too, every row is run
+            at every cell of the grid, such as every seed.
         metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; the default is `"loss_0"` and
             so on.
         chunk_size: How many points to run in one call, at least 1, rounded up to whole batches on all devices (on CPUs:
             on all cores). The progress bar counts chunks, and an interruption loses at most one. If `None`, a sixteenth
             of the points on a CPU and all of them on an accelerator, but never more than fit into half of the free
-            memory. The results do not depend on it.
+            memory; with an executor, the 256th part, which is little for accelerators. The results do not depend on it.
         batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
             running them one after the other is as fast, and all on an accelerator. Compilers round differently for
             different batches, so results agree bit for bit only for the same batch size.
         file: Where to save the results, as NetCDF. An interrupted sweep that is called again with the same file resumes
-            after the last finished chunk, and a finished one is read. Several hosts need a file that all of them see.
-            Sweeps are identified by their computation; callbacks into Python (`jax.pure_callback`) count as the same
-            whatever they do.
+            after the last finished chunk, and a finished one is read, or its failed points are tried again. Several
+            hosts need a file that all of them see. Sweeps are identified by their computation; callbacks into Python
+            (`jax.pure_callback`) count as the same whatever they do.
+        on_error: What a point does that raises an error while it runs, as a callback into Python may: `"record"`, the
+            default, finds it by dividing the call, goes on with the others, keeps the error's message and its place in
+            the attribute `errors`, and warns at the end; `"raise"` stops the sweep. Errors before anything runs, and
+            want of memory, are always raised.
+        executor: Who computes the chunks: an object with the method `submit` of `concurrent.futures.Executor`, such as
+            that of a Dask client, `client.get_executor()`, of mpi4py, of submitit for Slurm, or a pool of processes that
+            are spawned. `run` and the variants travel by cloudpickle, and each worker compiles them once. A chunk whose
+            worker is lost is divided and tried again; a point whose worker is lost twice has failed. An executor that
+            is broken, or from which nothing has come back yet, raises.
+        share: The part of the sweep to compute, as (number, shares) with 0 <= number < shares, for processes that know
+            nothing of each other, such as those of a job array. Each needs a file of its own; `merge_shares` puts them
+            together. Shares are consecutive parts of all points of all variants; points of others are NaN, 0 or False.
         progress: Whether to show a progress bar.
 
     Returns:
-        An `xarray.Dataset` with the dimension `variant` (if there are variants) and those of the grid, a variable for
-        each metric, and `diverged`; its attributes hold the printed chains, the versions and the date.
+        An `xarray.Dataset` with the dimension `variant` (if there are variants), `point` (if there are points) and
+        those of the grid, a variable for each metric, `diverged` and `failed`; its attributes hold the printed chains,
+        the versions, the date and the errors as JSON.
 
     Raises:
-        ValueError: If an axis is empty, has a duplicate value or is not used, if `run` or a variant takes an argument
-            that is not an axis, if variants differ in their signatures or metrics, if names collide, or if `file` holds
-            another sweep. All of this is checked before anything is compiled.
+        ValueError: If an axis is empty, has a duplicate value or is not used, if columns differ in length, if `run` or
+            a variant takes an argument that is not an axis, if variants differ in their signatures or metrics, if names
+            collide, if `file` holds another sweep, if there is no such share, or if an executor would fork. All of this
+            is checked before anything is compiled.
         TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
-        ImportError: If xarray, h5netcdf, h5py, psutil or tqdm is missing: `pip install "linkax[sweep]"`.
+        RuntimeError: If an executor is broken, or if a worker fails as a whole, or at a point with `on_error="raise"`.
+        ImportError: If xarray, h5netcdf, h5py, psutil, tqdm or cloudpickle is missing: `pip install "linkax[sweep]"`.
+
+    Warns:
+        RuntimeWarning: If points failed.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -107,7 +131,8 @@ def sweep(
         True
 
     Source:
-        The Cartesian product usually written as nested loops, under `jax.vmap`.
+        The Cartesian product usually written as nested loops, under `jax.vmap`; random search: Bergstra & Bengio (2012),
+        "Random Search for Hyper-Parameter Optimization".
     """
     tqdm = _extras()
     design = design_of(grid, points)
@@ -119,6 +144,8 @@ def sweep(
         raise ValueError(f"sweep: on_error must be 'record' or 'raise', got {on_error!r}")
     if executor is not None:
         check_executor(executor)
+    if share is not None:
+        share = check_share(share)
     path = None if file is None else pathlib.Path(file)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
@@ -127,6 +154,8 @@ def sweep(
     dims = _dims(runs, design, metric_dims or {})
     metrics = next(iter(runs.values())).metrics
     described = _described(runs, functions, design, dims)
+    if share is not None:
+        described["share"] = f"{share[0]} of {share[1]}"
     layout = Layout(list(runs), variants is not None, design, metrics, dims, described)
     if path is not None:
         names = {*design.axes, *dims}.union(*dims.values())
@@ -138,6 +167,10 @@ def sweep(
     results = Results(layout, path)
     left = {name: results.left(name) for name in runs}
     total = design.size * len(runs)
+    if share is not None:
+        own = {name: own_points(share, at, len(runs), design.size) for at, name in enumerate(runs)}
+        left = {name: np.intersect1d(left[name], own[name]) for name in runs}
+        total = sum(map(len, own.values()))
     failed = 0
     if executor is None:
         computed = _computed(runs, left, chunk_size, batch_size, on_error)
