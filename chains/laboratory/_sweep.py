@@ -81,8 +81,8 @@ def sweep(
             the attribute `errors`, and warns at the end; `"raise"` stops the sweep. Errors before anything runs, and
             want of memory, are always raised.
         executor: Who computes the chunks: an object with the method `submit` of `concurrent.futures.Executor`, such as
-            that of a Dask client, `client.get_executor()`, of mpi4py, of submitit for Slurm, or a pool of processes that
-            are spawned. `run` and the variants travel by cloudpickle, and each worker compiles them once. A chunk whose
+            that of a Dask client, `client.get_executor()`, of mpi4py, of submitit for Slurm, or a pool of spawned
+            processes. `run` and the variants travel by cloudpickle, and each worker compiles them once. A chunk whose
             worker is lost is divided and tried again; a point whose worker is lost twice has failed. An executor that
             is broken, or from which nothing has come back yet, raises.
         share: The part of the sweep to compute, as (number, shares) with 0 <= number < shares, for processes that know
@@ -131,7 +131,7 @@ def sweep(
         True
 
     Source:
-        The Cartesian product usually written as nested loops, under `jax.vmap`; random search: Bergstra & Bengio (2012),
+        The Cartesian product usually written as nested loops, under `jax.vmap`; for lists: Bergstra & Bengio (2012),
         "Random Search for Hyper-Parameter Optimization".
     """
     tqdm = _extras()
