@@ -198,8 +198,11 @@ def sharded_like(leaf: Any, constant: jax.Array) -> jax.Array:
     """A constant of the leaf's shape, which in a compiled function is sharded as the leaf is.
 
     Otherwise a compiler with automatic axes, to which it has nothing to do with the leaf, would not shard it at all.
+    What is computed from a plain constant, such as its cast, would be another constant to it; the barrier prevents that.
     """
-    return shard_alike(constant, lax.stop_gradient(leaf))[0] if is_traced(leaf) else constant
+    if not is_traced(leaf):
+        return constant
+    return shard_alike(lax.optimization_barrier(constant), lax.stop_gradient(leaf))[0]
 
 
 def mean_accumulator(leaf: Any, axis: int) -> jax.Array:
