@@ -214,7 +214,7 @@ def _step(by: By, p: jax.Array, weight: jax.Array, noise: Any) -> tuple[jax.Arra
 
 def _widened(p: Any) -> Any:
     """A parameter in float32; zeros for one that only has a shape, because the first step detects the difference."""
-    return jnp.zeros(p.shape, jnp.float32) if isinstance(p, jax.ShapeDtypeStruct) else widen(jnp.asarray(p))
+    return jnp.zeros_like(p, jnp.float32) if isinstance(p, jax.ShapeDtypeStruct) else widen(jnp.asarray(p))
 
 
 def _low_leaves(by: By, params: Any) -> tuple[list[tuple[str | None, Any]], Any]:
