@@ -71,8 +71,9 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
         weights: The weights, in a tree like the parameters: float32 where these are bfloat16 or float16.
 
     Returns:
-        The parameters, each the nearest to its weight, and the state, both in the shards of those given. Where nothing is stored for a weight (a chain
-        without `precise_weights`, stochastic rounding), the difference is lost.
+        The parameters, each the nearest to its weight, and the state; both in the shards of those given, whatever the
+        weights are in. Where nothing is stored for a weight (a chain without `precise_weights`, stochastic rounding),
+        the difference is lost.
 
     Raises:
         ValueError: If `state` is not a state of `tx`, or `weights` has a different tree or different shapes from
