@@ -17,6 +17,7 @@ from linkax.transforms._link import recall, refuse_setting, remember
 from ..algebra._chain import Chain, chain
 from ..algebra._structure import Path, explain_state, get_at, part_at, parts, rewrite
 from ._knobs import Knob, Panel, Target
+from ._shards import sharded_like
 
 
 class LiveState(NamedTuple):
@@ -144,7 +145,7 @@ class Live(optax.GradientTransformationExtraArgs):
         _with_values(self.chain, self._found, new)  # the links check the ranges
         # (Flax NNX wraps the arrays of a state; a tree map keeps the wrappers.)
         arrays = {
-            name: jax.tree.map(lambda old, value=value: jnp.asarray(value, old.dtype), state.hyperparams[name])
+            name: jax.tree.map(lambda old, value=value: sharded_like(value, old), state.hyperparams[name])
             for name, value in new.items()
         }
         return state._replace(hyperparams={**state.hyperparams, **arrays})

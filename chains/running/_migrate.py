@@ -29,6 +29,7 @@ from ..algebra._structure import (
     state_arrays,
     with_arrays,
 )
+from ._shards import beside, sharded_like, sharding_of
 
 Param = tuple[str, ...]
 
@@ -181,7 +182,7 @@ def migrate(
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0):
         raise ValueError(f"migrate: steps must be an integer of at least 0, got {steps!r}")
     flatten("migrate: old_state", old_tx)
-    fresh = new_tx.init(params)
+    fresh = beside(params, new_tx.init(params))
     _check_types(old_tx, old_state, params)
     _check_opaque(old_tx, new_tx)
     params = params.fast if isinstance(params, optax.LookaheadParams) else params  # the ones that have state
@@ -215,7 +216,7 @@ def migrate(
             if array.is_count and array.clock != new_clocks[array.site.groups]:
                 taken = outside.get((source or (), array.clock), outside.get(((), array.clock), taken))
             value = None if source is None else _counted(array, taken, missing, notes)
-            values |= {} if value is None else {array.place: jnp.asarray(value, array.value.dtype)}
+            values |= {} if value is None else {array.place: sharded_like(value, array.value)}
     if missing:
         raise ValueError(
             f"migrate: steps must say how many steps have been taken, because the old state does not count them and "
@@ -243,10 +244,15 @@ def migrate(
 
 
 def _converted(value: Any, factor: float, like: Any) -> jax.Array:
-    """An array in the units of the new one; if nothing changes it is the same array, on whichever device."""
+    """An array in the units of the new one, in its own shards; if nothing changes it is the same array.
+
+    One that has been put nowhere yet, or on other devices than the parameters, goes where the new one is.
+    """
     if factor != 1:
         value = jnp.asarray(value) * jnp.asarray(factor, jnp.finfo(value.dtype).dtype)
-    return jnp.asarray(value, like.dtype)
+    own, new = sharding_of(value), sharding_of(like)
+    stays = own is not None and (new is None or own.device_set == new.device_set)
+    return jnp.asarray(value, like.dtype) if stays else sharded_like(value, like)
 
 
 def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: Any) -> None:
