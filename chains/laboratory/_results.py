@@ -28,7 +28,7 @@ class Results:
 
     Without a file they are in memory. With one, only the first of several hosts writes, and the values are on disk:
     while the sweep runs in the folder with the same name plus `.partial`, a Zarr store that xarray reads at any time.
-    What `add` was given is there when it returns, also after a power failure. No other sweep may use the file meanwhile.
+    What `add` was given is there when it returns, also after a power failure. No other sweep may use the file then.
 
     Used in a `with` statement, which frees the file at its end.
     """
@@ -81,18 +81,22 @@ class Results:
             variant: Its name.
             indices: The flat indices of the points, in any order.
             metrics: The metrics of these points, in the same order.
-            errors: Messages by flat index: these of the points failed, and what `metrics` has for them is ignored.
+            errors: Messages by flat index: these of the points failed, and what `metrics` has for them is ignored. If
+                all of them failed, `metrics` may be empty.
         """
         at = self._layout.variants.index(variant)
         errors = errors or {}
         failed = np.isin(indices, list(errors))
         values = {}
         diverged = np.zeros(len(indices), bool)
-        for name, found in metrics.items():
-            values[name] = np.asarray(found)
+        for name, like in self._layout.metrics.items():
             if failed.any():
-                values[name] = np.where(failed.reshape(-1, *[1] * (found.ndim - 1)), fill_of(found.dtype), found)
-            diverged |= ~np.isfinite(values[name]).all(axis=tuple(range(1, found.ndim)))
+                values[name] = np.full((len(indices), *like.shape), fill_of(like.dtype))
+                if not failed.all():
+                    values[name][~failed] = metrics[name][~failed]
+            else:
+                values[name] = metrics[name]
+            diverged |= ~np.isfinite(values[name]).all(axis=tuple(range(1, 1 + len(like.shape))))
         values["diverged"] = diverged & ~failed
         status = np.where(failed, np.uint8(FAILED), np.uint8(DONE))
         if self._file is None:

@@ -121,7 +121,8 @@ class Saved:
         points = len(self._layout.variants) * self._layout.design.size
         return ValueError(
             f"sweep: file must be intact, got {str(self.path)!r}, which is damaged: {what}; {intact} of {points} "
-            f"points are intact: rename it to {self.path.name + '.damaged'!r} to keep them and run the others, or remove it"
+            f"points are intact: rename it to {self.path.name + '.damaged'!r} to keep them and run the others, or "
+            "remove it"
         )
 
 
