@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OWN_NAMES = ("variant", "diverged")
+OWN_NAMES = ("variant", "diverged", "failed", "status")
 
 
 class Design(NamedTuple):

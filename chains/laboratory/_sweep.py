@@ -15,7 +15,9 @@ import numpy as np
 
 from ._design import OWN_NAMES, Design, grid_design
 from ._functions import Function, Metrics, Variant, functions_of
-from ._results import Layout, Results, finished
+from ._interrupt import late_interrupts
+from ._layout import Layout
+from ._results import Results, finished
 from ._sweep_points import Points
 
 if TYPE_CHECKING:
@@ -59,22 +61,29 @@ def sweep(
         batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
             running them one after the other is as fast, and all on an accelerator. Compilers round differently for
             different batches, so results agree bit for bit only for the same batch size.
-        file: Where to save the results, as NetCDF. An interrupted sweep that is called again with the same file resumes
-            after the last finished chunk, and a finished one is read. Several hosts need a file that all of them see.
-            Sweeps are identified by their computation; callbacks into Python (`jax.pure_callback`) count as the same
-            whatever they do.
+        file: Where to save the results: as Zarr if the name ends with `.zarr`, else as NetCDF. An interrupted sweep
+            that is called again with the same file resumes after the last finished chunk, and a finished one is read;
+            if points of it failed, only they are run again. Only one sweep at a time may use a file. The values are on
+            disk, not in memory: a table from Zarr reads them when they are used, and only one from NetCDF is loaded at
+            the end. Several hosts need a file that all of them see. Sweeps are identified by their computation;
+            callbacks into Python (`jax.pure_callback`) count as the same whatever they do.
         progress: Whether to show a progress bar.
 
     Returns:
         An `xarray.Dataset` with the dimension `variant` (if there are variants) and those of the grid, a variable for
-        each metric, and `diverged`; its attributes hold the printed chains, the versions and the date.
+        each metric, `diverged` and `failed`; its attributes hold the printed chains, the versions, the date and the
+        errors of the points that failed.
 
     Raises:
         ValueError: If an axis is empty, has a duplicate value or is not used, if `run` or a variant takes an argument
             that is not an axis, if variants differ in their signatures or metrics, if names collide, or if `file` holds
-            another sweep. All of this is checked before anything is compiled.
+            another sweep, is damaged or is in use. All of this is checked before anything is compiled.
         TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
-        ImportError: If xarray, h5netcdf, h5py, psutil or tqdm is missing: `pip install "linkax[sweep]"`.
+        OSError: If `file` cannot be written or there is no room for it, which is also checked before; or if this
+            happens later: what is done is kept.
+        KeyboardInterrupt: On Ctrl-C. With a file the running chunk is finished and saved first; Ctrl-C again stops at
+            once.
+        ImportError: If xarray, h5netcdf, h5py, zarr, psutil or tqdm is missing: `pip install "linkax[sweep]"`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -108,7 +117,7 @@ def sweep(
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
             raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
-    path = None if file is None else pathlib.Path(file)
+    path = None if file is None else pathlib.Path(file).absolute()
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
     points = {name: Points(function, design) for name, function in functions.items()}
@@ -123,17 +132,18 @@ def sweep(
         if (table := finished(path, layout)) is not None:
             return table
 
-    results = Results(layout, path)
-    left = {name: results.left(name) for name in points}
-    total = design.size * len(points)
-    with tqdm.tqdm(total=total, desc="sweep", unit="run", disable=not progress) as bar:
-        bar.update(total - sum(map(len, left.values())))
-        for name, runs in points.items():
-            bar.set_postfix_str(name)
-            for indices in runs.chunks(left[name], chunk_size, batch_size):
-                results.add(name, indices, runs.compute(indices))
-                bar.update(len(indices))
-    return results.finish()
+    with Results(layout, path) as results, late_interrupts(path is not None) as stop_if_interrupted:
+        left = {name: results.left(name) for name in points}
+        total, to_do = design.size * len(points), sum(map(len, left.values()))
+        results.reserve(to_do)
+        with tqdm.tqdm(total=total, initial=total - to_do, desc="sweep", unit="run", disable=not progress) as bar:
+            for name, runs in points.items():
+                bar.set_postfix_str(name)
+                for indices in runs.chunks(left[name], chunk_size, batch_size):
+                    results.add(name, indices, runs.compute(indices))
+                    bar.update(len(indices))
+                    stop_if_interrupted()
+        return results.finish()
 
 
 def _extras() -> Any:
@@ -143,6 +153,7 @@ def _extras() -> Any:
         import psutil  # noqa: F401
         import tqdm
         import xarray  # noqa: F401
+        import zarr  # noqa: F401
     except ImportError as error:
         raise ImportError(f'sweep: {error.name} is missing; run pip install "linkax[sweep]"') from error
     return tqdm
@@ -160,7 +171,7 @@ def _dims(
                 f"{other.metrics} from {name!r}"
             )
     if taken := first.metrics.keys() & {*design.axes, *OWN_NAMES}:
-        raise ValueError(f"sweep: a metric must not be named like an axis, variant or diverged, got {sorted(taken)}")
+        raise ValueError(f"sweep: a metric must not be named like an axis, {', '.join(OWN_NAMES)}, got {sorted(taken)}")
     if not all(first.metrics):
         raise ValueError(f"sweep: a metric must have a name, got {list(first.metrics)}")
     if unknown := metric_dims.keys() - first.metrics.keys():
