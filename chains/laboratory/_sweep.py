@@ -17,6 +17,7 @@ from ._design import OWN_NAMES, Design, grid_design
 from ._functions import Function, Metrics, Variant, functions_of
 from ._interrupt import late_interrupts
 from ._layout import Layout
+from ._placement import MeshPerPoint, Placement
 from ._results import Results, finished
 from ._sweep_points import Points
 
@@ -29,6 +30,8 @@ def sweep(
     grid: Mapping[str, Sequence[float] | np.ndarray | jax.Array],
     variants: Mapping[str, Variant] | None = None,
     *,
+    data: Any = None,
+    mesh_per_point: MeshPerPoint = None,
     metric_dims: Mapping[str, Sequence[str]] | None = None,
     chunk_size: int | None = None,
     batch_size: int | None = None,
@@ -38,12 +41,13 @@ def sweep(
     """Trains at every point of a grid, all points in one compiled call, and labels the results.
 
     The result at (v, a, b, …) is that of `run` with the chain of variant v and the hyperparameters a, b, …. It is what
-    a loop over all points would return, but compiled once for each variant and device, however many points there are.
+    a loop over all points would return, but compiled once for each variant, however many points and devices there are.
     Points are independent: one that diverges has NaN or infinity in its own place, and `True` in the variable
     `diverged`.
 
     Several devices share the points, and so do the cores of a CPU, and several hosts that have called
     `jax.distributed.initialize` (all of them must call `sweep` with the same arguments; all of them get the result).
+    A mesh that `jax.set_mesh` has set around the sweep has no effect on it.
 
     Args:
         run: What to compute at a point: a function that JAX can trace, from hyperparameters by name to a dictionary of
@@ -52,15 +56,26 @@ def sweep(
         variants: Chains that differ in their links, by name: a chain, such as those of `ablations`, or a function from
             some of the axes to a chain, such as `lambda learning_rate: adam(learning_rate)`. Functions must all take
             the same axes. An axis may be an argument of the variants, of `run`, or of both.
+        data: Arrays that every point reads, in a tree; `run` takes them as its argument `data`. They are placed on each
+            device once. Arrays that `run` closes over instead are a part of the compiled program: 100 MB of them take
+            some seconds and several copies.
+        mesh_per_point: The mesh that each point runs on, where one device is too small or too slow: the sizes of its
+            axes by name, such as `{"data": 2, "model": 2}`, or a `jax.sharding.AbstractMesh`, whose axes may be explicit.
+            `run` may then use `jax.shard_map`, `jax.lax.with_sharding_constraint` and `jax.sharding.reshard` with its
+            axes, as under `jax.set_mesh`. Each host runs as many points at a time as it has such meshes; their number
+            of devices must divide that of the host's, and each of them compiles. Arrays of `data` that have a
+            `jax.sharding.NamedSharding` are divided likewise on the mesh of each point; others are replicated. The
+            metrics are those of a single device up to rounding. If `None`, a point runs on one device.
         metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; the default is `"loss_0"` and
             so on.
-        chunk_size: How many points to run in one call, at least 1, rounded up to whole batches on all devices (on CPUs:
-            on all cores). The progress bar counts chunks, and an interruption loses at most one. If `None`, a sixteenth
-            of the points on a CPU and all of them on an accelerator, but never more than fit into half of the free
-            memory. The results do not depend on it.
-        batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
-            running them one after the other is as fast, and all on an accelerator. Compilers round differently for
-            different batches, so results agree bit for bit only for the same batch size.
+        chunk_size: How many points to run before their results are added and saved, at least 1, rounded up to whole
+            batches on all devices (on CPUs: on all cores). The progress bar counts chunks, and an interruption loses at
+            most one. If `None`, a sixteenth of the points. The results do not depend on it.
+        batch_size: How many of them to run side by side on a device, under `jax.vmap`, at least 1. If `None`, one on a
+            CPU, where running them one after the other is as fast, and one with `mesh_per_point`. On an accelerator, as
+            many as keep 256 MiB alive, or a sixteenth of its points if that is more, but never more than fit into half
+            of the free memory, nor than the compiler has room for. Compilers round differently for different batches,
+            so results agree bit for bit only for the same batch size.
         file: Where to save the results: as Zarr if the name ends with `.zarr`, else as NetCDF. An interrupted sweep
             that is called again with the same file resumes after the last finished chunk, and a finished one is read;
             if points of it failed, only they are run again. Only one sweep at a time may use a file. The values are on
@@ -76,9 +91,11 @@ def sweep(
 
     Raises:
         ValueError: If an axis is empty, has a duplicate value or is not used, if `run` or a variant takes an argument
-            that is not an axis, if variants differ in their signatures or metrics, if names collide, or if `file` holds
-            another sweep, is damaged or is in use. All of this is checked before anything is compiled.
-        TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
+            that is not an axis, if variants differ in their signatures or metrics, if names collide, if
+            `mesh_per_point` does not fit the devices, or if `file` holds another sweep, is damaged or is in use. All of
+            this is checked before anything is compiled.
+        TypeError: If an axis, a metric or `data` is not numeric, or a variant is not a chain.
+        MemoryError: If a point, or `batch_size` points side by side, do not fit into a device's memory.
         OSError: If `file` cannot be written or there is no room for it, which is also checked before; or if this
             happens later: what is done is kept.
         KeyboardInterrupt: On Ctrl-C. With a file the running chunk is finished and saved first; Ctrl-C again stops at
@@ -113,14 +130,15 @@ def sweep(
     """
     tqdm = _extras()
     design = grid_design(grid)
-    functions = functions_of(run, design.axes, variants)
+    functions = functions_of(run, design.axes, variants, has_data=data is not None)
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
             raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
     path = None if file is None else pathlib.Path(file).absolute()
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
-    points = {name: Points(function, design) for name, function in functions.items()}
+    placement = Placement(data, mesh_per_point)
+    points = {name: Points(function, design, placement) for name, function in functions.items()}
     dims = _dims(points, design, metric_dims or {})
     metrics = next(iter(points.values())).metrics
     described = _described(points, functions, design, dims)

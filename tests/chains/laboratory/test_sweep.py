@@ -235,7 +235,7 @@ def test_a_point_that_needs_much_memory_runs_alone(monkeypatch):
     original = Points.compute
 
     def compute_and_note(self, indices):
-        at_once.append(self._program.lanes)
+        at_once.append(self._sizes.lanes)
         return original(self, indices)
 
     monkeypatch.setattr(_sweep_points, "_cores", lambda: 4)
