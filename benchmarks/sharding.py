@@ -117,5 +117,7 @@ def collectives(text: str) -> dict[str, int]:
     found: dict[str, int] = collections.Counter()
     for types, kind in _COLLECTIVE.findall(text):
         arrays = re.findall(r"(\w+)\[([\d,]*)\]", types)
-        found[kind] += sum(_BITS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) // 8 for dtype, dims in arrays)
+        found[kind] += sum(
+            _BITS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) // 8 for dtype, dims in arrays
+        )
     return found

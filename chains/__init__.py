@@ -4,6 +4,7 @@ from .algebra._ablations import ablations as ablations
 from .algebra._chain import Chain as Chain
 from .algebra._chain import chain as chain
 from .algebra._diff import diff as diff
+from .laboratory._shares import merge_shares as merge_shares
 from .laboratory._sweep import sweep as sweep
 from .optimizers._adabelief import adabelief as adabelief
 from .optimizers._adadelta import adadelta as adadelta

@@ -2,8 +2,9 @@
 
 import json
 import math
+import numbers
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,6 +26,7 @@ class Layout:
         metrics: Shape and dtype of each metric at one point.
         dims: The names of each metric's own dimensions.
         attributes: The attributes of the table, such as the printed chains and the fingerprint.
+        share: The part of the points that the table is to have, as (number, shares); `None` for all of them.
     """
 
     def __init__(
@@ -35,18 +37,40 @@ class Layout:
         metrics: Mapping[str, jax.ShapeDtypeStruct],
         dims: Mapping[str, list[str]],
         attributes: Mapping[str, str],
+        share: tuple[int, int] | None = None,
     ):
         self.variants = variants
         self.has_variants = has_variants
         self.design = design
         self.metrics = metrics
         self.dims = dims
-        self.attributes = attributes
+        self.attributes = {**attributes, **({} if share is None else {"share": f"{share[0]} of {share[1]}"})}
+        self.share = share
 
     @property
     def fingerprint(self) -> str:
         """A string that changes when the computation, the points or the names change."""
         return self.attributes["fingerprint"]
+
+    @property
+    def count(self) -> int:
+        """How many points the table is to have, of all variants."""
+        start, stop = self._bounds
+        return stop - start
+
+    @property
+    def own(self) -> np.ndarray:
+        """Whether the table is to have a point, by variant and flat index."""
+        own = np.zeros(len(self.variants) * self.design.size, bool)
+        own[slice(*self._bounds)] = True
+        return own.reshape(len(self.variants), self.design.size)
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        """The first point of the share and the one after its last; those of all variants are counted through."""
+        number, shares = self.share or (0, 1)
+        size = len(self.variants) * self.design.size
+        return size * number // shares, size * (number + 1) // shares
 
     @property
     def variables(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype]]:
@@ -77,10 +101,9 @@ class Layout:
         return xarray.Dataset(coords={**names, **self.design.coords})
 
     def point(self, variant: int, index: int) -> dict[str, Any]:
-        """A point of a variant by the names and values of its hyperparameters."""
-        columns = self.design.columns(np.array([index]))
+        """A point of a variant by its place in the table and its hyperparameters."""
         name = {"variant": self.variants[variant]} if self.has_variants else {}
-        return {**name, **{axis: values[0].item() for axis, values in columns.items()}}
+        return {**name, **self.design.coordinates(index)}
 
     def described(self, errors: Mapping[tuple[int, int], str]) -> dict[str, str]:
         """The attributes of the table, with the errors of the points that failed and a checksum of all of them."""
@@ -102,3 +125,14 @@ def _checksum(attributes: Mapping[str, Any]) -> str:
 def fill_of(dtype: np.dtype) -> Any:
     """The value where there is none: NaN if the dtype has it, else 0."""
     return np.dtype(dtype).type(np.nan if np.dtype(dtype).kind in "fc" else 0)
+
+
+def check_share(share: Any) -> tuple[int, int]:
+    """The share as two integers; refuses what is none."""
+    is_pair = isinstance(share, Sequence) and len(share) == 2
+    if not is_pair or not all(isinstance(part, numbers.Integral) and not isinstance(part, bool) for part in share):
+        raise TypeError(f"sweep: share must be two integers, (number, shares), got {share!r}")
+    number, shares = map(int, share)
+    if not 0 <= number < shares:
+        raise ValueError(f"sweep: share must be (number, shares) with 0 <= number < shares, got {share!r}")
+    return number, shares

@@ -42,25 +42,33 @@ class Placement:
 
     @outside_meshes()
     def __init__(self, data: Any = None, mesh_per_point: MeshPerPoint = None, devices: Sequence[Any] | None = None):
-        self.devices = list(jax.local_devices() if devices is None else devices)
-        self.mesh = None if mesh_per_point is None else _abstract(mesh_per_point)
-        if self.mesh is None:
-            self.width = len(self.devices)
-            self.groups = [Mesh(np.array(self.devices), (LANES,), axis_types=(AxisType.Auto,))]
+        mesh = None if mesh_per_point is None else _abstract(mesh_per_point)
+        data = jax.tree.map_with_path(_array, data)
+        specs = jax.tree.map_with_path(lambda path, leaf: _spec(mesh, path, leaf), data)
+        self._settle(data, specs, mesh, list(jax.local_devices() if devices is None else devices))
+
+    def _settle(self, data: Any, specs: Any, mesh: AbstractMesh | None, devices: list[Any]) -> None:
+        self.devices, self.mesh = devices, mesh
+        if mesh is None:
+            self.width = len(devices)
+            self.groups = [Mesh(np.array(devices), (LANES,), axis_types=(AxisType.Auto,))]
         else:
             self.width = 1
-            self.groups = _groups(self.mesh, self.devices)
-        self._data = jax.tree.map_with_path(_array, data)
-        self._specs = jax.tree.map_with_path(self._spec, self._data)
+            self.groups = _groups(mesh, devices)
+        self._data, self._specs = data, specs
         self.shapes = jax.tree.map(
             lambda leaf, spec: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=None if self.mesh is None else NamedSharding(self.mesh, spec)
+                leaf.shape, leaf.dtype, sharding=None if mesh is None else NamedSharding(mesh, spec)
             ),
-            self._data,
-            self._specs,
+            data,
+            specs,
         )
-        self.fingerprint = _hash_of(self._data)
+        self.fingerprint = _hash_of(data)
         self._placed: list[Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, to which it is sent, has devices of its own."""
+        return _settled_here, (jax.tree.map(_pack, self._data), self._specs, self.mesh)
 
     @property
     def lanes(self) -> int:
@@ -97,18 +105,42 @@ class Placement:
             self._placed = [jax.device_put(self._data, self.shardings(group)) for group in self.groups]
         return self._placed
 
-    def _spec(self, path: Any, leaf: Any) -> PartitionSpec:
-        """A leaf's own partition, where its axes are those of a point's mesh; else none: every device has all of it."""
-        sharding = getattr(leaf, "sharding", None)
-        if self.mesh is None or not isinstance(sharding, NamedSharding):
-            return PartitionSpec()
-        names = set(jax.tree.leaves(tuple(sharding.spec)))
-        if unknown := names - set(self.mesh.axis_names):
-            raise ValueError(
-                f"sweep: data{jax.tree_util.keystr(path)} must be sharded over axes of mesh_per_point, which are "
-                f"{', '.join(self.mesh.axis_names)}, got {', '.join(sorted(unknown))}"
-            )
-        return sharding.spec
+
+def _spec(mesh: AbstractMesh | None, path: Any, leaf: Any) -> PartitionSpec:
+    """A leaf's own partition, where its axes are those of a point's mesh; else none: every device has all of it."""
+    sharding = getattr(leaf, "sharding", None)
+    if mesh is None or not isinstance(sharding, NamedSharding):
+        return PartitionSpec()
+    names = set(jax.tree.leaves(tuple(sharding.spec)))
+    if unknown := names - set(mesh.axis_names):
+        raise ValueError(
+            f"sweep: data{jax.tree_util.keystr(path)} must be sharded over axes of mesh_per_point, which are "
+            f"{', '.join(mesh.axis_names)}, got {', '.join(sorted(unknown))}"
+        )
+    return sharding.spec
+
+
+class _Packed:
+    """An array on its way to another process; a key of random numbers as its data and its kind."""
+
+    def __init__(self, array: Any, kind: str | None):
+        self.array, self.kind = array, kind
+
+    def unpacked(self) -> Any:
+        return self.array if self.kind is None else jax.random.wrap_key_data(self.array, impl=self.kind)
+
+
+def _pack(leaf: Any) -> _Packed:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _Packed(np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
+    return _Packed(np.asarray(leaf), None)
+
+
+@outside_meshes()
+def _settled_here(packed: Any, specs: Any, mesh: AbstractMesh | None) -> Placement:
+    placement = Placement.__new__(Placement)
+    placement._settle(jax.tree.map(lambda one: one.unpacked(), packed), specs, mesh, list(jax.local_devices()))
+    return placement
 
 
 def hash_arrays(arrays: Iterable[Any]) -> str:

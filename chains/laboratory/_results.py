@@ -61,7 +61,8 @@ class Results:
 
     def left(self, variant: str) -> np.ndarray:
         """The flat indices of the points that are not done, including those that failed."""
-        return np.flatnonzero(self._status[self._layout.variants.index(variant)] != DONE)
+        at = self._layout.variants.index(variant)
+        return np.flatnonzero((self._status[at] != DONE) & self._layout.own[at])
 
     def reserve(self, points: int) -> None:
         """Raises if there is no room for so many more points in the file."""
@@ -189,7 +190,7 @@ class Results:
             raise
 
     def _warn(self, path: pathlib.Path, damage: list[str]) -> None:
-        intact, points = int((self._status != TO_DO).sum()), self._status.size
+        intact, points = int((self._status != TO_DO).sum()), self._layout.count
         listed = ", ".join(damage[:5]) + (f" and {len(damage) - 5} more" if len(damage) > 5 else "")
         warnings.warn(
             f"sweep: {str(path)!r} is damaged: {listed or 'nothing that matters'}; {intact} of {points} points are "
@@ -257,7 +258,7 @@ class Results:
         try:
             yield
         except OSError as error:
-            missing = int((self._status == TO_DO).sum()) * self._layout.bytes_per_point
+            missing = int(((self._status == TO_DO) & self._layout.own).sum()) * self._layout.bytes_per_point
             try:
                 free = _mib(shutil.disk_usage(self._file.parent).free)
             except OSError:

@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import AxisType, PartitionSpec
 
 from ._design import Design
+from ._failures import is_for_memory, raise_together
 from ._placement import Placement, hash_arrays, outside_meshes
 
 Function = Callable[[dict[str, jax.Array], Any], Mapping[str, Any]]
@@ -122,7 +123,7 @@ class Points:
             try:
                 programs = self._compile(sizes.room, sizes.batch)
             except jax.errors.JaxRuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_for_memory(error):
                     raise
                 failure = error
             fails = _least(failure is None) == 0  # on any host
@@ -257,16 +258,15 @@ class Points:
             values = {name: column[padded[at : at + place.width].ravel()] for name, column in columns.items()}
             arguments = jax.device_put((values, batches[at : at + place.width]), place.of_lanes(place.groups[group]))
             calls.append((self._programs[group], *arguments, place.data()[group]))
-        found, failure = None, None
+        found, failure, other = None, None, None
         # Threads see JAX's global settings, not those of a `with` around the sweep, so they only execute.
         try:
             with ThreadPoolExecutor(len(calls)) as pool:
                 results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1:])), calls))
             found = jax.device_get(results)
-        except jax.errors.JaxRuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            failure = error
+        except Exception as error:
+            failure, other = (error, None) if is_for_memory(error) else (None, error)
+        raise_together(other)
         if _least(failure is None) == 0:
             return None, failure
         stacked = jax.tree.map(lambda *parts: np.stack(parts).reshape(own, room, *parts[0].shape[1:]), *found)
@@ -302,10 +302,6 @@ def _least(value: float) -> float:
 def _power_of_two(count: int) -> int:
     """The largest power of two that is not above the count, and at least 1."""
     return 1 << max(0, count.bit_length() - 1)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "CompileTimeHbmOom", "Out of memory"))
 
 
 def _cores() -> int:

@@ -304,7 +304,9 @@ def test_damage_of_a_finished_file_is_an_error_and_the_rest_can_be_kept(name, se
     whole = tmp_path / "whole"
     whole.mkdir()
     run(whole / name)
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file()) * (1 if "zarr" in name else 30)
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file()) * (
+        1 if "zarr" in name else 30
+    )
     noticed = 0
     for relative in files:
         copy = tmp_path / "copy"

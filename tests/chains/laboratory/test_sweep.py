@@ -572,6 +572,7 @@ _SEED, _X = {"seed": [0, 1]}, {"x": [1.0, 2.0]}
     ("arguments", "options", "error", "message"),
     [
         ((square, {}), {}, ValueError, "grid"),
+        ((square,), {}, ValueError, "grid or points must be given"),
         ((square, [1.0]), {}, ValueError, "grid"),
         ((square, {"x": []}), {}, ValueError, "axis 'x' must have one dimension and at least one value"),
         ((square, {"x": np.ones((2, 2))}), {}, ValueError, "axis 'x' must have one dimension"),
@@ -584,7 +585,12 @@ _SEED, _X = {"seed": [0, 1]}, {"x": [1.0, 2.0]}
         ((square, {"x": [1.0, 1.0 + 1e-12]}), {}, ValueError, "axis 'x' must have no duplicate values (as float32)"),
         ((square, {"x": [0, 2**40]}), {}, ValueError, "axis 'x' must fit into int32"),
         ((square, {"x": [1e300]}), {}, ValueError, "axis 'x' must fit into float32"),
-        ((lambda x, variant: {"a": x}, {**_X, "variant": [1]}), {}, ValueError, "an axis must not be called variant"),
+        (
+            (lambda x, variant: {"a": x}, {**_X, "variant": [1]}),
+            {},
+            ValueError,
+            "a hyperparameter must not be called variant",
+        ),
         ((lambda x, z: {"a": x}, _X), {}, ValueError, "run must take only axes, got z; the axes are x"),
         ((square, {**_X, "z": [1.0]}), {}, ValueError, "['z'], which neither takes"),
         ((3, _X), {}, TypeError, "run must be"),

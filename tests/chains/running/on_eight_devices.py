@@ -176,7 +176,9 @@ STATES: dict[str, tuple[Callable[[], Any], Any]] = {
     "apply_if_finite": (lambda: optax.apply_if_finite(adamw(1e-2), 2), jnp.float32),
     "inject_hyperparams": (lambda: optax.inject_hyperparams(adamw)(learning_rate=1e-2), jnp.float32),
     "partition": (
-        lambda: optax.partition({"a": optax.adam(1e-2), "b": optax.set_to_zero()}, {"up": "a", "bias": "b", "down": "a"}),
+        lambda: optax.partition(
+            {"a": optax.adam(1e-2), "b": optax.set_to_zero()}, {"up": "a", "bias": "b", "down": "a"}
+        ),
         jnp.float32,
     ),
     "lookahead": (lambda: optax.lookahead(adamw(1e-2), 5, 0.5), jnp.float32),
