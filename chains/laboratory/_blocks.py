@@ -48,6 +48,14 @@ class Blocks(NamedTuple):
         return tuple(slice(int(start), end) for start, end in zip(first, ends))
 
 
+def is_block(block: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether blocks of this shape divide the points as `Blocks` needs it."""
+    if len(block) != len(shape) or not all(1 <= step <= length for step, length in zip(block, shape)):
+        return False
+    whole = next(axis for axis in range(len(shape)) if block[axis + 1 :] == shape[axis + 1 :])
+    return all(step == 1 for step in block[:whole])
+
+
 def blocks_for(shape: tuple[int, ...], points: int, bytes_per_point: int) -> Blocks:
     """Blocks of about so many points, but of no more bytes, and no more of them, than is reasonable."""
     points = max(points, -(-math.prod(shape) // MOST_BLOCKS))

@@ -117,13 +117,12 @@ class Results:
             What of it is damaged; points in it are left out.
 
         Raises:
-            ValueError: If it holds another sweep, or is damaged where this cannot be told for single points.
+            ValueError: If it holds another sweep, or is so damaged that this cannot be known.
         """
         from ._saved import Saved
 
-        damage = []
         with Saved(file, self._layout) as saved:
-            errors = saved.errors()
+            damage, errors = [*saved.flaws], saved.errors()
             for piece in saved.pieces():
                 if piece.damage:
                     damage.append(piece.damage)
@@ -162,7 +161,7 @@ class Results:
 
     def _open(self) -> None:
         from ._lock import Lock
-        from ._zarr import NEW, Folder, check_names
+        from ._zarr import NEW, Folder, check_names, repair
 
         assert self._file is not None
         with self._saying_what_is_missing():
@@ -182,6 +181,8 @@ class Results:
             broken = self._file.with_name(self._file.name + ".damaged")
             for other in (self._file, broken):
                 if other.exists():
+                    if other == broken and other.is_dir():
+                        repair(other, self._layout, "failed")
                     damage = self.absorb(other)
                     if other == broken or damage:
                         self._warn(other, damage)
@@ -294,7 +295,7 @@ def _is_complete(file: pathlib.Path, layout: Layout) -> bool:
     from ._saved import Saved
 
     with Saved(file, layout) as saved:
-        damage, intact = [], 0
+        damage, intact = [*saved.flaws], 0
         for piece in saved.pieces():
             if piece.damage:
                 damage.append(piece.damage)
@@ -302,7 +303,7 @@ def _is_complete(file: pathlib.Path, layout: Layout) -> bool:
                 intact += len(piece.indices)
         if damage:
             raise saved.damaged(", ".join(damage[:5]), intact)
-        return not saved.has_failed
+        return saved.is_complete
 
 
 def _load(file: pathlib.Path, layout: Layout) -> "xarray.Dataset":

@@ -2,14 +2,14 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ._blocks import Blocks
+from ._blocks import Blocks, is_block
 from ._layout import Layout
-from ._zarr import DONE, FAILED, open_folder
+from ._zarr import DONE, FAILED, TO_DO, open_folder
 
 if TYPE_CHECKING:
     import xarray
@@ -28,8 +28,11 @@ class Piece(NamedTuple):
 class Saved:
     """A saved table, opened without reading its values.
 
+    Attributes:
+        flaws: What of it is damaged, apart from the values of points.
+
     Raises:
-        ValueError: If it belongs to another sweep, or is damaged where this cannot be told for single points.
+        ValueError: If it belongs to another sweep, or is so damaged that this cannot be known.
     """
 
     def __init__(self, path: pathlib.Path, layout: Layout):
@@ -37,9 +40,17 @@ class Saved:
         try:
             self.table = _open(path)
         except Exception as error:  # whatever the readers raise for bytes that are not theirs
-            raise self._refused(str(error)) from None
+            raise self._refused(f"which cannot be read ({error})") from None
         try:
-            self._check()
+            if self.table.attrs.get("fingerprint") != layout.fingerprint:
+                raise self._refused("which holds one with another function, other points or names, or something else")
+            self.flaws = [] if layout.describes(self.table.attrs) else ["its attributes"]
+            self.flaws += [
+                str(name)
+                for name, values in layout.coords().coords.items()
+                if not _holds(lambda name=name, values=values: self.table[name].astype(values.dtype).equals(values))
+            ]
+            self._status = self._found_status()
         except BaseException:
             self.table.close()
             raise
@@ -51,65 +62,61 @@ class Saved:
         self.table.close()
 
     @property
-    def has_failed(self) -> bool:
-        """Whether there are points that failed or that were never run."""
-        return bool((self._status() != DONE).any())
+    def is_complete(self) -> bool:
+        """Whether all points are done."""
+        return bool((self._status == DONE).all())
 
     def errors(self) -> dict[tuple[int, int], str]:
-        """The errors of the points that failed, by variant and flat index."""
-        failed = np.argwhere(self._status() == FAILED).tolist()
-        return {tuple(at): entry["error"] for at, entry in zip(failed, json.loads(self.table.attrs["errors"]))}
+        """The errors of the points that failed, by variant and flat index; unknown if they are damaged."""
+        failed = [(variant, index) for variant, index in np.argwhere(self._status == FAILED).tolist()]
+        listed = [entry["error"] for entry in json.loads(self.table.attrs["errors"])] if not self.flaws else []
+        return dict(zip(failed, listed or ["unknown"] * len(failed)))
 
     def pieces(self) -> Iterator[Piece]:
         """The blocks of the table in which a point was run, one after the other."""
-        status = self._status()
-        lead = int(self._layout.has_variants)
-        shape = self._layout.design.shape
-        encoding = self.table["diverged"].encoding
-        chunks = encoding.get("chunks") or encoding.get("chunksizes") or (1,) * lead + shape
-        blocks = Blocks(shape, tuple(chunks[lead:]))
-        for variant in range(len(status)):
+        lead, shape = int(self._layout.has_variants), self._layout.design.shape
+        blocks = self._blocks(lead, shape)
+        for variant in range(len(self._status)):
             for number in range(len(blocks)):
                 start, stop = blocks.range(number)
-                which = np.flatnonzero(status[variant, start:stop])
-                if len(which) == 0:
+                indices = start + np.flatnonzero(self._status[variant, start:stop])
+                if len(indices) == 0:
                     continue
                 region = (slice(variant, variant + 1),) * lead + blocks.region(number)
                 metrics, damage = {}, ""
-                for name in self._layout.variables:
+                for name, expected in self._layout.variables.items():
                     try:
-                        found = np.asarray(self.table.variables[name][region])
+                        array = self.table.variables[name]
+                        if (array.dims, array.shape, array.dtype) != expected:
+                            raise ValueError(f"{array.dims}, {array.shape}, {array.dtype}")
+                        found = np.asarray(array[region])
                     except Exception as error:  # as above
                         damage = f"{name} at {start} to {stop - 1} ({error})"
                         break
-                    metrics[name] = found.reshape(stop - start, *found.shape[len(region) :])[which]
-                yield Piece(variant, start + which, metrics, status[variant, start + which], damage)
+                    metrics[name] = found.reshape(stop - start, *found.shape[len(region) :])[indices - start]
+                yield Piece(variant, indices, metrics, self._status[variant, indices], damage)
 
-    def _status(self) -> np.ndarray:
-        if "status" in self.table.variables:
-            found = self.table["status"].values
-        else:
-            found = np.where(self.table["failed"].values, FAILED, DONE)
-        return found.astype(np.uint8).reshape(len(self._layout.variants), -1)
+    def _blocks(self, lead: int, shape: tuple[int, ...]) -> Blocks:
+        """The blocks in which the file can be read, by the chunks of any variable; one block if there are none."""
+        for name in self._layout.variables:
+            encoding = self.table[name].encoding if name in self.table else {}
+            chunks = tuple(encoding.get("chunks") or encoding.get("chunksizes") or ())[lead:][: len(shape)]
+            if is_block(chunks, shape):
+                return Blocks(shape, chunks)
+        return Blocks(shape, shape)
 
-    def _check(self) -> None:
-        layout, table = self._layout, self.table
-        if table.attrs.get("fingerprint") != layout.fingerprint:
-            raise self._refused("which holds one with another function, other points or other names, or something else")
-        if not layout.describes(table.attrs):
-            raise self.damaged("its attributes", 0)
-        expected = {**layout.variables, "failed": (*layout.flags, np.dtype(bool))}
-        for name, (dims, shape, dtype) in expected.items():
-            if name not in table or (table[name].dims, table[name].shape, table[name].dtype) != (dims, shape, dtype):
-                raise self.damaged(name, 0)
-        for name, values in layout.coords().coords.items():
-            if name not in table.coords or not table[name].astype(values.dtype).equals(values):
-                raise self.damaged(str(name), 0)
+    def _found_status(self) -> np.ndarray:
+        name = "status" if "status" in self.table.variables else "failed"
+        shape = len(self._layout.variants), self._layout.design.size
         try:
-            if self._status().max() > FAILED:
+            found = self.table[name].values.astype(np.uint8).reshape(shape)
+            if found.max() > FAILED:
                 raise ValueError("no status")
+            return found if name == "status" else np.where(found, np.uint8(FAILED), np.uint8(DONE))
         except Exception as error:  # as above
-            raise self.damaged(f"failed ({error})", 0) from None
+            none_failed = name == "failed" and not self.flaws and self.table.attrs["errors"] == "[]"
+            self.flaws.append(f"{name} ({error})")
+            return np.full(shape, DONE if none_failed else TO_DO, np.uint8)
 
     def _refused(self, why: str) -> ValueError:
         return ValueError(
@@ -124,6 +131,14 @@ class Saved:
             f"points are intact: rename it to {self.path.name + '.damaged'!r} to keep them and run the others, or "
             "remove it"
         )
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    """Whether something holds; it does not if it cannot be read."""
+    try:
+        return condition()
+    except Exception:  # as above
+        return False
 
 
 def _open(path: pathlib.Path) -> "xarray.Dataset":

@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, MemoryStore
 
-from ._blocks import Blocks, blocks_for
+from ._blocks import Blocks, blocks_for, is_block
 from ._layout import Layout, fill_of
 
 if TYPE_CHECKING:
@@ -334,11 +334,9 @@ def _text(file: pathlib.Path) -> str:
 def _block(text: str, lead: int, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The blocks that the metadata of an array declares."""
     try:
-        block = json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][lead:][: len(shape)]
-        blocks = Blocks(shape, tuple(block))
-        split = blocks._split
-        return blocks.block if all(1 <= step <= length for step, length in zip(block, shape)) and split >= 0 else None
-    except (ValueError, KeyError, TypeError, StopIteration):
+        block = tuple(json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][lead:][: len(shape)])
+        return block if is_block(block, shape) else None
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -11,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ from linkax.chains import sweep
 from linkax.chains.laboratory import _lock, _zarr
 from linkax.chains.laboratory._blocks import MOST_BLOCKS, blocks_for
 from linkax.chains.laboratory._results import Results, finished
-from linkax.chains.laboratory._saved import Saved
 from linkax.chains.laboratory._sweep_points import Points
 
 from . import tables
@@ -224,8 +223,7 @@ def test_the_points_of_other_files_are_added(name, tmp_path, without_sync):
                 indices = np.arange(at, tables.SIZE, 3)
                 results.add(variant, indices, tables.values(variant, indices), {1: "broken"} if at == 1 else None)
             if at < 2:
-                part = results.finish()
-                assert int((part["status"] == 0).sum()) == 32
+                assert int((results.finish()["status"] == 0).sum()) == 32
     with Results(layout(), tmp_path / name) as results:
         for at, part in enumerate(parts):
             other = part if at < 2 else part.with_name(part.name + ".partial")
@@ -251,94 +249,76 @@ def _damage(path, rng):
     path.write_bytes(data)
 
 
-def _wrong(table, failed=()):
-    try:
-        check(table, failed)
-    except AssertionError:
-        return True
-    return False
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_damage_of_a_partial_file_is_noticed_and_its_points_are_run_again(seed, tmp_path, without_sync):
+@pytest.mark.parametrize("seed", range(2))
+def test_damage_of_a_partial_file_is_noticed_and_its_points_are_run_again(seed, tmp_path, without_sync, recwarn):
     rng = random.Random(seed)
-    whole = tmp_path / "whole"
-    interrupted(whole / "table.nc") if whole.mkdir() is None else None
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
-    noticed = refused = 0
-    for relative in files:
-        copy = tmp_path / "copy"
-        shutil.copytree(whole, copy)
-        _damage(copy / relative, rng)
-        with pytest.warns(UserWarning) if False else _warnings() as found:
-            try:
-                with Results(layout(), copy / "table.nc") as results:
-                    for _ in fill(results):
-                        pass
-                    check(results.finish())
-            except ValueError as error:
-                assert "remove it to start again" in str(error)
-                refused += 1
-        if found:
-            noticed += 1
-            assert relative.name in str(found[0].message)
-        shutil.rmtree(copy)
-    assert refused == 0
-    chunks = [path for path in files if path.name.startswith("c.")]
-    assert noticed >= len(chunks)
-
-
-@contextlib.contextmanager
-def _warnings():
-    import warnings
-
-    with warnings.catch_warnings(record=True) as found:
+    interrupted(tmp_path / "whole.nc", chunks=3)
+    files = sorted(path for path in (tmp_path / "whole.nc.partial").rglob("*") if path.is_file())
+    for at, damaged in enumerate(rng.sample(files, 10)):
+        partial = tmp_path / f"{at}.nc.partial"
+        shutil.copytree(tmp_path / "whole.nc.partial", partial)
+        relative = damaged.relative_to(tmp_path / "whole.nc.partial")
+        _damage(partial / relative, rng)
         warnings.simplefilter("always")
-        yield found
+        recwarn.clear()
+        with Results(layout(), tmp_path / f"{at}.nc") as results:
+            left = len(results.left("adam"))
+            for _ in fill(results, [24]):
+                pass
+            check(results.finish())
+        if relative.name.startswith("c."):  # of the other files, not every byte matters
+            assert left > 24 - 15
+            assert relative.as_posix() in str(recwarn.list[0].message)
 
 
 @both
-@pytest.mark.parametrize("seed", range(3))
-def test_damage_of_a_finished_file_is_an_error_and_the_rest_can_be_kept(name, seed, tmp_path, without_sync):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # HDF5's, when it closes damaged files
+@pytest.mark.parametrize("seed", range(2))
+def test_damage_of_a_finished_file_is_an_error_and_the_rest_can_be_kept(name, seed, tmp_path, without_sync, recwarn):
     rng = random.Random(seed)
     whole = tmp_path / "whole"
     whole.mkdir()
     run(whole / name)
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file()) * (
-        1 if "zarr" in name else 30
-    )
-    noticed = 0
-    for relative in files:
-        copy = tmp_path / "copy"
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    files = rng.sample(files, 10) if name == "table.zarr" else files * 40
+    noticed = kept = 0
+    for at, damaged in enumerate(files):
+        copy = tmp_path / f"{at}"
         shutil.copytree(whole, copy)
-        _damage(copy / relative, rng)
+        _damage(copy / damaged, rng)
         file = copy / name
+        message = ""
         try:
             found = finished(file, layout())
-            check(found.load())
-            assert found.attrs == {**found.attrs, **layout().described({})}
         except ValueError as error:
-            assert str(error).startswith("sweep: file must be")
-            assert str(file) in str(error)
-            noticed += 1
-            if "of 48 points are intact" in str(error):
-                file.rename(file.with_name(name + ".damaged"))
-                with pytest.warns(UserWarning, match="of 48 points are intact, the others are run again"):
-                    results = Results(layout(), file)
-                with results:
-                    for _ in fill(results):
-                        pass
-                    check(results.finish())
-                assert [path.name for path in copy.iterdir()] == [name]
-        shutil.rmtree(copy)
+            message = str(error)
+        if not message:
+            check(found.load())
+            assert layout().describes(found.attrs)
+            continue
+        assert message.startswith("sweep: file must be")
+        assert str(file) in message
+        noticed += 1
+        if "points are intact" in message and kept < 6:
+            kept += 1
+            file.rename(file.with_name(name + ".damaged"))
+            warnings.simplefilter("always")
+            recwarn.clear()
+            with Results(layout(), file) as results:
+                assert any("is damaged" in str(found.message) for found in recwarn.list)
+                for _ in fill(results, [24]):
+                    pass
+                check(results.finish())
+            assert [path.name for path in copy.iterdir()] == [name]
     assert noticed > len(files) / 2
+    assert kept
 
 
 def test_what_is_intact_is_counted(tmp_path, without_sync):
     run(tmp_path / "table.zarr")
     chunk = next((tmp_path / "table.zarr" / "loss").glob("c.*"))
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="which is damaged: loss at 0 to 3 .*; 44 of 48 points are intact"):
+    with pytest.raises(ValueError, match="which is damaged: loss at .* to .*; 44 of 48 points are intact"):
         finished(tmp_path / "table.zarr", layout())
 
 
