@@ -11,14 +11,11 @@ How to read the table: parameters and state in bytes per device and parameter (a
 them out; then the collectives of one step, with the bytes per parameter that each returns on a device.
 """
 
-import argparse
 import collections
-import datetime
-import functools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the TPU need not be present
@@ -33,8 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _tables import add_save, save
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import linkax

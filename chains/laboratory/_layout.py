@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ._design import Design
+from ._design import OWN_NAMES, Design
 
 if TYPE_CHECKING:
     import xarray
+
+
+_IDENTITY = ("fingerprint", "share")  # attributes
 
 
 class Layout:
@@ -48,9 +51,13 @@ class Layout:
         self.share = share
 
     @property
-    def fingerprint(self) -> str:
-        """A string that changes when the computation, the points or the names change."""
-        return self.attributes["fingerprint"]
+    def identity(self) -> dict[str, str]:
+        """The attributes that change when the computation, the points, the names or the share change."""
+        return {name: self.attributes[name] for name in _IDENTITY if name in self.attributes}
+
+    def is_of(self, attributes: Mapping[str, Any]) -> bool:
+        """Whether attributes of a table are those of this sweep and this share."""
+        return {name: attributes[name] for name in _IDENTITY if name in attributes} == self.identity
 
     @property
     def count(self) -> int:
@@ -125,6 +132,36 @@ def _checksum(attributes: Mapping[str, Any]) -> str:
 def fill_of(dtype: np.dtype) -> Any:
     """The value where there is none: NaN if the dtype has it, else 0."""
     return np.dtype(dtype).type(np.nan if np.dtype(dtype).kind in "fc" else 0)
+
+
+def layout_of(table: "xarray.Dataset") -> Layout:
+    """The layout of a finished table.
+
+    Raises:
+        LookupError: If the table is not a sweep's.
+    """
+    if missing := {"fingerprint", "date", "device"} - table.attrs.keys():
+        raise LookupError(f"it has no attributes {', '.join(sorted(missing))}")
+    attributes = {name: str(text) for name, text in table.attrs.items()}
+    own = {name: text for name, text in attributes.items() if name not in ("errors", "checksum", "share")}
+    share = None
+    if "share" in attributes:
+        number, _, shares = attributes["share"].partition(" of ")
+        share = int(number), int(shares)
+    dims = [str(dim) for dim in table["failed"].dims]
+    lead, points = len(dims), [dim for dim in dims if dim != "variant"]
+    listed = {str(name): values.values for name, values in table.coords.items() if values.dims == ("point",)}
+    grid = {dim: table.coords[dim].values for dim in points if dim != "point"}
+    metrics = {str(name): values for name, values in table.data_vars.items() if name not in OWN_NAMES}
+    return Layout(
+        [str(name) for name in table.coords["variant"].values] if "variant" in dims else [""],
+        "variant" in dims,
+        Design(listed, grid),
+        {name: jax.ShapeDtypeStruct(values.shape[lead:], values.dtype) for name, values in metrics.items()},
+        {name: [str(dim) for dim in values.dims[lead:]] for name, values in metrics.items()},
+        own,
+        share,
+    )
 
 
 def check_share(share: Any) -> tuple[int, int]:

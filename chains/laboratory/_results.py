@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import xarray
 
     from ._lock import Lock
+    from ._saved import Saved
     from ._zarr import Folder
 
 TO_DO, DONE, FAILED = range(3)  # the status of a point
@@ -110,30 +111,24 @@ class Results:
             self._errors.pop((at, index), None)
         self._errors.update({(at, index): text for index, text in errors.items()})
 
-    def absorb(self, file: pathlib.Path) -> list[str]:
-        """Adds the points of another file of this sweep, finished or not, that are not done here.
+    def absorb(self, saved: "Saved") -> list[str]:
+        """Adds the points of a saved table of this sweep, finished or not, that are not done here.
 
         Returns:
             What of it is damaged; points in it are left out.
-
-        Raises:
-            ValueError: If it holds another sweep, or is so damaged that this cannot be known.
         """
-        from ._saved import Saved
-
-        with Saved(file, self._layout) as saved:
-            damage, errors = [*saved.flaws], saved.errors()
-            for piece in saved.pieces():
-                if piece.damage:
-                    damage.append(piece.damage)
-                    continue
-                new = self._status[piece.variant, piece.indices] != DONE
-                if new.any():
-                    indices = piece.indices[new]
-                    metrics = {name: piece.metrics[name][new] for name in self._layout.metrics}
-                    failed = indices[piece.status[new] == FAILED].tolist()
-                    texts = {index: errors.get((piece.variant, index), "unknown") for index in failed}
-                    self.add(self._layout.variants[piece.variant], indices, metrics, texts)
+        damage, errors = [*saved.flaws], saved.errors()
+        for piece in saved.pieces():
+            if piece.damage:
+                damage.append(piece.damage)
+                continue
+            new = self._status[piece.variant, piece.indices] != DONE
+            if new.any():
+                indices = piece.indices[new]
+                metrics = {name: piece.metrics[name][new] for name in self._layout.metrics}
+                failed = indices[piece.status[new] == FAILED].tolist()
+                texts = {index: errors.get((piece.variant, index), "unknown") for index in failed}
+                self.add(self._layout.variants[piece.variant], indices, metrics, texts)
         return damage
 
     def finish(self) -> "xarray.Dataset":
@@ -161,6 +156,7 @@ class Results:
 
     def _open(self) -> None:
         from ._lock import Lock
+        from ._saved import Saved
         from ._zarr import NEW, Folder, check_names, repair
 
         assert self._file is not None
@@ -183,7 +179,8 @@ class Results:
                 if other.exists():
                     if other == broken and other.is_dir():
                         repair(other, self._layout, "failed")
-                    damage = self.absorb(other)
+                    with Saved(other, self._layout) as saved:
+                        damage = self.absorb(saved)
                     if other == broken or damage:
                         self._warn(other, damage)
         except BaseException:

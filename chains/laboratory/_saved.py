@@ -38,12 +38,14 @@ class Saved:
     def __init__(self, path: pathlib.Path, layout: Layout):
         self.path, self._layout = path, layout
         try:
-            self.table = _open(path)
+            self.table = open_table(path)
         except Exception as error:  # whatever the readers raise for bytes that are not theirs
             raise self._refused(f"which cannot be read ({error})") from None
         try:
-            if self.table.attrs.get("fingerprint") != layout.fingerprint:
-                raise self._refused("which holds one with another function, other points or names, or something else")
+            if not layout.is_of(self.table.attrs):
+                raise self._refused(
+                    "which holds one with another function, other points, names or share, or something else"
+                )
             self.flaws = [] if layout.describes(self.table.attrs) else ["its attributes"]
             self.flaws += [
                 str(name)
@@ -63,8 +65,8 @@ class Saved:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all points are done."""
-        return bool((self._status == DONE).all())
+        """Whether all points that it is to have are done."""
+        return bool((self._status == DONE)[self._layout.own].all())
 
     def errors(self) -> dict[tuple[int, int], str]:
         """The errors of the points that failed, by variant and flat index; unknown if they are damaged."""
@@ -125,11 +127,10 @@ class Saved:
 
     def damaged(self, what: str, intact: int) -> ValueError:
         """The error that says what is damaged and how to keep the rest."""
-        points = len(self._layout.variants) * self._layout.design.size
         return ValueError(
-            f"sweep: file must be intact, got {str(self.path)!r}, which is damaged: {what}; {intact} of {points} "
-            f"points are intact: rename it to {self.path.name + '.damaged'!r} to keep them and run the others, or "
-            "remove it"
+            f"sweep: file must be intact, got {str(self.path)!r}, which is damaged: {what}; {intact} of "
+            f"{self._layout.count} points are intact: rename it to {self.path.name + '.damaged'!r} to keep them and "
+            "run the others, or remove it"
         )
 
 
@@ -141,7 +142,8 @@ def _holds(condition: Callable[[], bool]) -> bool:
         return False
 
 
-def _open(path: pathlib.Path) -> "xarray.Dataset":
+def open_table(path: pathlib.Path) -> "xarray.Dataset":
+    """The table in a file or a folder, whose values are read when they are used."""
     import xarray
 
     return open_folder(path) if path.is_dir() else xarray.open_dataset(path, engine="h5netcdf", cache=False)

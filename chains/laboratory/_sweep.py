@@ -72,8 +72,8 @@ def sweep(
             device once. Arrays that `run` closes over instead are a part of the compiled program: 100 MB of them take
             some seconds and several copies.
         mesh_per_point: The mesh that each point runs on, where one device is too small or too slow: the sizes of its
-            axes by name, such as `{"data": 2, "model": 2}`, or a `jax.sharding.AbstractMesh`, whose axes may be explicit.
-            `run` may then use `jax.shard_map`, `jax.lax.with_sharding_constraint` and `jax.sharding.reshard` with its
+            axes by name, such as `{"data": 2, "model": 2}`, or a `jax.sharding.AbstractMesh`, whose axes may be
+            explicit. `run` may then use `jax.shard_map`, `jax.lax.with_sharding_constraint` and `jax.sharding.reshard` with its
             axes, as under `jax.set_mesh`. Each host runs as many points at a time as it has such meshes; their number
             of devices must divide that of the host's, and each of them compiles. Arrays of `data` that have a
             `jax.sharding.NamedSharding` are divided likewise on the mesh of each point; others are replicated. The

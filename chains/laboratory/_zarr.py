@@ -9,7 +9,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -115,7 +115,7 @@ def skeleton(layout: Layout, blocks: Blocks, attributes: Mapping[str, str], *fla
             fill_value=fill_of(dtype),
             compressors=Crc32cCodec(),
             chunk_key_encoding={"name": "default", "separator": "."},  # one folder for all chunks
-            attributes={"fingerprint": layout.fingerprint} if name == "status" else {},
+            attributes=layout.identity if name == "status" else {},
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that not every reader of Zarr knows consolidated metadata
@@ -303,10 +303,10 @@ def repair(path: pathlib.Path, layout: Layout, flag: str) -> Blocks:
         ValueError: If it is not a folder of this sweep, or so damaged that this cannot be known.
     """
     texts = {name: _text(path / name / "zarr.json") for name in ("", *layout.variables, flag)}
-    if layout.fingerprint not in texts[""] + texts[flag]:
+    if not any(layout.is_of(_attributes(texts[name])) for name in ("", flag)):
         raise ValueError(
             f"sweep: file must be new or hold this sweep, got {str(path)!r}, which holds one with another function, "
-            f"other points or other names, or something else; remove it to start again"
+            f"other points, names or share, or something else; remove it to start again"
         )
     lead = int(layout.has_variants)
     votes = collections.Counter(filter(None, (_block(text, lead, layout.design.shape) for text in texts.values())))
@@ -329,6 +329,14 @@ def repair(path: pathlib.Path, layout: Layout, flag: str) -> Blocks:
 
 def _text(file: pathlib.Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def _attributes(text: str) -> dict[str, Any]:
+    """The attributes in the metadata of a folder or an array, as far as they can be read."""
+    try:
+        return dict(json.loads(text)["attributes"])
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _block(text: str, lead: int, shape: tuple[int, ...]) -> tuple[int, ...] | None:

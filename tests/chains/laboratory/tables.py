@@ -5,7 +5,7 @@ import itertools
 import jax
 import numpy as np
 
-from linkax.chains.laboratory._design import grid_design
+from linkax.chains.laboratory._design import design_of
 from linkax.chains.laboratory._layout import Layout
 from linkax.chains.laboratory._results import Results
 
@@ -17,7 +17,7 @@ def layout(fingerprint="f" * 64, variants=VARIANTS):
     """The layout of a table with a curve and a number."""
     metrics = {"loss": jax.ShapeDtypeStruct((3,), np.float32), "steps": jax.ShapeDtypeStruct((), np.int32)}
     attributes = {"date": "2026", "fingerprint": fingerprint, "chain 'adam'": "chain\n└─ adam"}
-    design = grid_design({"rate": np.linspace(0, 1, 6), "seed": range(4)})
+    design = design_of({"rate": np.linspace(0, 1, 6), "seed": range(4)}, None)
     return Layout(variants, len(variants) > 1, design, metrics, {"loss": ["step"], "steps": []}, attributes)
 
 

@@ -22,6 +22,7 @@ from linkax.chains import sweep
 from linkax.chains.laboratory import _lock, _zarr
 from linkax.chains.laboratory._blocks import MOST_BLOCKS, blocks_for
 from linkax.chains.laboratory._results import Results, finished
+from linkax.chains.laboratory._saved import Saved
 from linkax.chains.laboratory._sweep_points import Points
 
 from . import tables
@@ -227,7 +228,8 @@ def test_the_points_of_other_files_are_added(name, tmp_path, without_sync):
     with Results(layout(), tmp_path / name) as results:
         for at, part in enumerate(parts):
             other = part if at < 2 else part.with_name(part.name + ".partial")
-            assert results.absorb(other) == []
+            with Saved(other, layout()) as saved:
+                assert results.absorb(saved) == []
         assert results.left("adam").tolist() == results.left("sgd").tolist() == [1]
         results.add("sgd", np.array([1]), tables.values("sgd", [1]))
         found = results.finish()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkax.chains import merge_shares, sweep
-from linkax.chains.laboratory._shares import own_points
+from linkax.chains.laboratory._design import Design
+from linkax.chains.laboratory._layout import Layout
 
 from .sweep_hosts import GRID, VARIANTS, train
 from .test_failures import Fragile
@@ -32,7 +33,8 @@ def test_shares_are_the_table_of_one_process(shares, tmp_path):
     files = write_shares(tmp_path, shares, train, GRID, VARIANTS, **options)
     whole = sweep_silently(train, GRID, VARIANTS, **options)
     merged = merge_shares(files[::-1], tmp_path / "table.nc")
-    assert {**merged.attrs, "date": ""} == {**whole.attrs, "date": ""}
+    times = {"date": "", "checksum": ""}  # the checksum is of all attributes
+    assert {**merged.attrs, **times} == {**whole.attrs, **times}
     xarray.testing.assert_identical(xarray.load_dataset(tmp_path / "table.nc", engine="h5netcdf"), merged)
     merged.attrs = whole.attrs
     xarray.testing.assert_identical(merged, whole)
@@ -66,15 +68,12 @@ def test_failed_points_of_shares_are_tried_again_in_the_merged_file(tmp_path):
 
 @given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 30))
 def test_every_point_has_one_share_and_shares_differ_by_one(variants, size, shares):
-    counts = np.zeros((variants, size), int)
-    sizes = []
-    for number in range(shares):
-        own = [own_points((number, shares), variant, variants, size) for variant in range(variants)]
-        for variant, indices in enumerate(own):
-            counts[variant, indices] += 1
-        sizes.append(sum(map(len, own)))
-    assert (counts == 1).all()
-    assert max(sizes) - min(sizes) <= 1
+    names, design = [str(at) for at in range(variants)], Design({}, {"x": np.arange(size)})
+    layouts = [Layout(names, True, design, {}, {}, {}, (number, shares)) for number in range(shares)]
+    assert (sum(layout.own.astype(int) for layout in layouts) == 1).all()
+    counts = [layout.count for layout in layouts]
+    assert counts == [layout.own.sum() for layout in layouts]
+    assert max(counts) - min(counts) <= 1
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
