@@ -14,6 +14,8 @@ from ._design import Design
 if TYPE_CHECKING:
     import xarray
 
+TO_DO, DONE, FAILED = range(3)  # the status of a point
+
 
 class Layout:
     """What a sweep's table looks like, and where it comes from.
