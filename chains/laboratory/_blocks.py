@@ -7,6 +7,7 @@ import numpy as np
 
 MOST_BLOCKS = 1000  # for each variant: so a million points are not a million files
 LARGEST_BLOCK = 2**26  # bytes of one metric: what is in memory at once while a file is written
+SMALL_BLOCK = 2**20  # bytes of one metric that are soon written
 
 
 class Blocks(NamedTuple):
@@ -57,9 +58,21 @@ def is_block(block: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def blocks_for(shape: tuple[int, ...], points: int, bytes_per_point: int) -> Blocks:
-    """Blocks of about so many points, but of no more bytes, and no more of them, than is reasonable."""
+    """Blocks for chunks of so many points, but of no more bytes, and no more of them, than is reasonable.
+
+    A chunk that ends inside a block writes it once more than needed. So where chunks are not whole numbers of blocks,
+    large blocks are smaller than they.
+    """
     points = max(points, -(-math.prod(shape) // MOST_BLOCKS))
     points = max(1, min(points, LARGEST_BLOCK // max(1, bytes_per_point)))
+    blocks = _blocks_of(shape, points)
+    if points % blocks._sizes[0]:
+        blocks = _blocks_of(shape, min(points, max(points // 8, SMALL_BLOCK // max(1, bytes_per_point), 1)))
+    return blocks
+
+
+def _blocks_of(shape: tuple[int, ...], points: int) -> Blocks:
+    """Blocks of about so many points, but not more."""
     block, whole = [1] * len(shape), 1
     for axis in reversed(range(len(shape))):
         if whole * shape[axis] > points:

@@ -15,6 +15,8 @@ from ._design import OWN_NAMES, Design
 if TYPE_CHECKING:
     import xarray
 
+TO_DO, DONE, FAILED = range(3)  # the status of a point
+
 
 _IDENTITY = ("fingerprint", "share")  # attributes
 

@@ -9,8 +9,8 @@ import numpy as np
 from xarray.backends import H5NetCDFStore
 
 from ._blocks import Blocks
-from ._layout import Layout, fill_of
-from ._zarr import FAILED, NEW, TO_DO, sync_folder
+from ._layout import FAILED, TO_DO, Layout, fill_of
+from ._zarr import NEW, sync_folder
 
 Piece = tuple[tuple[slice, ...], Mapping[str, np.ndarray]]
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ._hosts import from_first_host, on_first_host
-from ._layout import Layout, fill_of
+from ._layout import DONE, FAILED, TO_DO, Layout, fill_of
 
 if TYPE_CHECKING:
     import xarray
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ._lock import Lock
     from ._saved import Saved
     from ._zarr import Folder
-
-TO_DO, DONE, FAILED = range(3)  # the status of a point
 
 
 class Results:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ._blocks import Blocks, is_block
-from ._layout import Layout
-from ._zarr import DONE, FAILED, TO_DO, open_folder
+from ._layout import DONE, FAILED, TO_DO, Layout
+from ._zarr import open_folder
 
 if TYPE_CHECKING:
     import xarray

@@ -19,13 +19,12 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, MemoryStore
 
 from ._blocks import Blocks, blocks_for, is_block
-from ._layout import Layout, fill_of
+from ._layout import FAILED, TO_DO, Layout, fill_of
 
 if TYPE_CHECKING:
     import xarray
 
 NEW = ".new"  # how the names of files and folders end that are not yet complete
-TO_DO, DONE, FAILED = range(3)  # the status of a point
 
 
 class WholeStore(LocalStore):

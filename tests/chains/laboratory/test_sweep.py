@@ -555,6 +555,7 @@ def test_two_hosts_share_a_grid_and_both_get_all_of_it(tmp_path):
     for found in map(_printed, processes):
         assert found["devices"] == 2
         assert found["results"] == found["again"] == sweep_hosts.results()
+        assert found["refusal"].startswith("sweep: file must be where it can be written")
     assert [file.name for file in tmp_path.iterdir()] == ["table.nc"]
 
 
