@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,6 @@ class Placement:
         groups: Meshes of this host's devices: one mesh of all of them, whose devices run points of their own, or as
             many as there is room for of those that a point spans.
         width: How many points the devices of a group run at the same time.
-        shapes: The shapes of the data, with their shardings on a point's mesh.
         fingerprint: A string that changes when the data do.
     """
 
@@ -52,15 +51,22 @@ class Placement:
             self.groups = _groups(self.mesh, self.devices)
         self._data = jax.tree.map_with_path(_array, data)
         self._specs = jax.tree.map_with_path(self._spec, self._data)
-        self.shapes = jax.tree.map(
+        self.fingerprint = _hash_of(self._data)
+        self._placed: list[Any] | None = None
+
+    def __reduce__(self) -> Any:  # for executors: it is laid out again, on the devices of the worker
+        return _laid_out_again, (jax.tree.map(_portable, self._data), self._specs, self.mesh)
+
+    @property
+    def shapes(self) -> Any:
+        """The shapes of the data, with their shardings on a point's mesh."""
+        return jax.tree.map(
             lambda leaf, spec: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=None if self.mesh is None else NamedSharding(self.mesh, spec)
             ),
             self._data,
             self._specs,
         )
-        self.fingerprint = _hash_of(self._data)
-        self._placed: list[Any] | None = None
 
     @property
     def lanes(self) -> int:
@@ -139,6 +145,29 @@ def _hash_of(data: Any) -> str:
     return hashlib.sha256(f"{structure} {hash_arrays(leaves)}".encode()).hexdigest()
 
 
+class _Key(NamedTuple):
+    """Random keys as an array that can be pickled."""
+
+    data: np.ndarray
+    impl: str
+
+
+def _portable(leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _Key(np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
+    return np.asarray(leaf)
+
+
+def _laid_out_again(data: Any, specs: Any, mesh: AbstractMesh | None) -> Placement:
+    is_key = lambda leaf: isinstance(leaf, _Key)  # noqa: E731
+    unpacked = jax.tree.map(
+        lambda leaf: jax.random.wrap_key_data(leaf.data, impl=leaf.impl) if is_key(leaf) else leaf, data, is_leaf=is_key
+    )
+    placement = Placement(unpacked, mesh)
+    placement._specs = specs
+    return placement
+
+
 def _array(path: Any, leaf: Any) -> Any:
     """A leaf as an array, in a dtype that JAX has."""
     name = f"data{jax.tree_util.keystr(path)}"
@@ -150,12 +179,17 @@ def _array(path: Any, leaf: Any) -> Any:
         return leaf
     try:
         array = np.asarray(leaf)
-        jax.dtypes.canonicalize_dtype(array.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     except (TypeError, ValueError):
-        array = None
-    if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        dtype = None
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_):
         raise TypeError(f"sweep: {name} must be an array of numbers, got {leaf!r}")
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype, copy=False)
+    is_same = np.array_equal if array.dtype.kind in "iu" else lambda a, b: np.array_equal(np.isinf(a), np.isinf(b))
+    if stored is not array and not is_same(stored, array):
+        raise ValueError(f"sweep: {name} must fit into {dtype}, got {leaf!r}; or enable jax_enable_x64")
+    return stored
 
 
 def _abstract(mesh: Any) -> AbstractMesh:
