@@ -97,8 +97,9 @@ def main():
         with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(types,))):
             found[f"inside {types.name}"] = bits(losses(variants=ADAM))
         found["compilations"] = len(compiled)
-    found["on Auto"] = on_a_mesh(AxisType.Auto).tolist()
-    found["on Explicit"] = on_a_mesh(AxisType.Explicit, batch_size=2).tolist()
+    found["on Auto"] = on_a_mesh(AxisType.Auto, batch_size=2).tolist()
+    found["on Explicit"] = on_a_mesh(AxisType.Explicit).tolist()
+    found["on Explicit, side by side"] = on_a_mesh(AxisType.Explicit, ADAM, batch_size=2).tolist()
     # Two at a time: what the first four devices run in one of these, the others run in the other.
     found["groups"] = [
         bits(on_a_mesh(AxisType.Auto, ADAM, {"learning_rate": [0.1], "seed": seeds})) for seeds in ([0, 1], [1, 0])

@@ -1,4 +1,4 @@
-"""Data are an argument of the compiled program, the memory decides how many points run at once, a point may span devices."""
+"""Data are arguments of the program, the memory decides how many points run at once, and a point may span devices."""
 
 import functools
 import json
@@ -71,7 +71,6 @@ def test_data_give_what_a_closure_gives_and_are_no_part_of_the_program():
     (function,) = functions_of(lambda x, data: run(sgd(0.1), x, data), _X, None, has_data=True).values()
     points = Points(function, _sweep_points.Design({"x": np.float32([1.0, 2.0])}), Placement(data))
     points.chunks(np.arange(2), None, None)
-    assert len(points._programs[0].as_text()) < 30_000  # 20,000 numbers would be more
     assert points._programs[0].memory_analysis().argument_size_in_bytes > data["inputs"].nbytes
 
 
@@ -293,10 +292,11 @@ def test_a_mesh_around_a_sweep_changes_nothing(types, on_eight_devices):
     assert on_eight_devices[f"inside {types}"] == sweep_meshes.bits(sweep_meshes.losses(variants=sweep_meshes.ADAM))
 
 
-@pytest.mark.parametrize("types", ["Auto", "Explicit"])
-def test_a_point_on_four_devices_gives_what_one_device_gives(types, on_eight_devices, on_one_device):
+@pytest.mark.parametrize("how", ["Auto", "Explicit", "Explicit, side by side"])
+def test_a_point_on_four_devices_gives_what_one_device_gives(how, on_eight_devices, on_one_device):
+    expected = sweep_meshes.losses(variants=sweep_meshes.ADAM) if "side by side" in how else on_one_device
     # Four steps, whose sums have another order: some roundings of 6e-8, on numbers of about 1.
-    np.testing.assert_allclose(on_eight_devices[f"on {types}"], on_one_device, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(on_eight_devices[f"on {how}"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_all_groups_of_devices_give_the_same_bits(on_eight_devices):
