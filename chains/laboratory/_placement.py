@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 LANES = "sweep_lanes"  # a mesh axis that no user's is called
@@ -52,6 +53,7 @@ class Placement:
         self._data = jax.tree.map_with_path(_array, data)
         self._specs = jax.tree.map_with_path(self._spec, self._data)
         self.fingerprint = _hash_of(self._data)
+        _refuse_different(self.fingerprint)
         self._placed: list[Any] | None = None
 
     def __reduce__(self) -> Any:  # for executors: it is laid out again, on the devices of the worker
@@ -145,6 +147,13 @@ def _hash_of(data: Any) -> str:
     return hashlib.sha256(f"{structure} {hash_arrays(leaves)}".encode()).hexdigest()
 
 
+def _refuse_different(fingerprint: str) -> None:
+    """Raises on all hosts if they have different data."""
+    hashes = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(fingerprint), np.uint8))
+    if (hashes.reshape(-1, 32) != hashes.reshape(-1, 32)[0]).any():
+        raise ValueError("sweep: data must be the same on all hosts, got others")
+
+
 class _Key(NamedTuple):
     """Random keys as an array that can be pickled."""
 
@@ -215,9 +224,9 @@ def _groups(mesh: AbstractMesh, devices: list[Any]) -> list[Mesh]:
             "sweep: mesh_per_point must have a number of devices that divides those of a host, got "
             f"{dict(mesh.shape)}, which has {mesh.size}; this host has {len(devices)}"
         )
-    return [
-        jax.make_mesh(
-            mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, devices=devices[at : at + mesh.size]
-        )
-        for at in range(0, len(devices), mesh.size)
+    first = jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, devices=devices[: mesh.size])
+    order = [devices.index(device) for device in first.devices.flat]
+    return [  # all in the order of the first: another one would round other sums
+        Mesh(np.array([devices[start + at] for at in order]).reshape(mesh.axis_sizes), mesh.axis_names, mesh.axis_types)
+        for start in range(0, len(devices), mesh.size)
     ]
