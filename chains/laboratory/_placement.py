@@ -6,11 +6,12 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 LANES = "sweep_lanes"  # a mesh axis that no user's is called
@@ -36,39 +37,38 @@ class Placement:
         groups: Meshes of this host's devices: one mesh of all of them, whose devices run points of their own, or as
             many as there is room for of those that a point spans.
         width: How many points the devices of a group run at the same time.
-        shapes: The shapes of the data, with their shardings on a point's mesh.
         fingerprint: A string that changes when the data do.
     """
 
     @outside_meshes()
     def __init__(self, data: Any = None, mesh_per_point: MeshPerPoint = None, devices: Sequence[Any] | None = None):
-        mesh = None if mesh_per_point is None else _abstract(mesh_per_point)
-        data = jax.tree.map_with_path(_array, data)
-        specs = jax.tree.map_with_path(lambda path, leaf: _spec(mesh, path, leaf), data)
-        self._settle(data, specs, mesh, list(jax.local_devices() if devices is None else devices))
-
-    def _settle(self, data: Any, specs: Any, mesh: AbstractMesh | None, devices: list[Any]) -> None:
-        self.devices, self.mesh = devices, mesh
-        if mesh is None:
-            self.width = len(devices)
-            self.groups = [Mesh(np.array(devices), (LANES,), axis_types=(AxisType.Auto,))]
+        self.devices = list(jax.local_devices() if devices is None else devices)
+        self.mesh = None if mesh_per_point is None else _abstract(mesh_per_point)
+        if self.mesh is None:
+            self.width = len(self.devices)
+            self.groups = [Mesh(np.array(self.devices), (LANES,), axis_types=(AxisType.Auto,))]
         else:
             self.width = 1
-            self.groups = _groups(mesh, devices)
-        self._data, self._specs = data, specs
-        self.shapes = jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=None if mesh is None else NamedSharding(mesh, spec)
-            ),
-            data,
-            specs,
-        )
-        self.fingerprint = _hash_of(data)
+            self.groups = _groups(self.mesh, self.devices)
+        self._data = jax.tree.map_with_path(_array, data)
+        self._specs = jax.tree.map_with_path(self._spec, self._data)
+        self.fingerprint = _hash_of(self._data)
+        _refuse_different(self.fingerprint)
         self._placed: list[Any] | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process, to which it is sent, has devices of its own."""
-        return _settled_here, (jax.tree.map(_pack, self._data), self._specs, self.mesh)
+    def __reduce__(self) -> Any:  # for executors: it is laid out again, on the devices of the worker
+        return _laid_out_again, (jax.tree.map(_portable, self._data), self._specs, self.mesh)
+
+    @property
+    def shapes(self) -> Any:
+        """The shapes of the data, with their shardings on a point's mesh."""
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=None if self.mesh is None else NamedSharding(self.mesh, spec)
+            ),
+            self._data,
+            self._specs,
+        )
 
     @property
     def lanes(self) -> int:
@@ -105,42 +105,18 @@ class Placement:
             self._placed = [jax.device_put(self._data, self.shardings(group)) for group in self.groups]
         return self._placed
 
-
-def _spec(mesh: AbstractMesh | None, path: Any, leaf: Any) -> PartitionSpec:
-    """A leaf's own partition, where its axes are those of a point's mesh; else none: every device has all of it."""
-    sharding = getattr(leaf, "sharding", None)
-    if mesh is None or not isinstance(sharding, NamedSharding):
-        return PartitionSpec()
-    names = set(jax.tree.leaves(tuple(sharding.spec)))
-    if unknown := names - set(mesh.axis_names):
-        raise ValueError(
-            f"sweep: data{jax.tree_util.keystr(path)} must be sharded over axes of mesh_per_point, which are "
-            f"{', '.join(mesh.axis_names)}, got {', '.join(sorted(unknown))}"
-        )
-    return sharding.spec
-
-
-class _Packed:
-    """An array on its way to another process; a key of random numbers as its data and its kind."""
-
-    def __init__(self, array: Any, kind: str | None):
-        self.array, self.kind = array, kind
-
-    def unpacked(self) -> Any:
-        return self.array if self.kind is None else jax.random.wrap_key_data(self.array, impl=self.kind)
-
-
-def _pack(leaf: Any) -> _Packed:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return _Packed(np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
-    return _Packed(np.asarray(leaf), None)
-
-
-@outside_meshes()
-def _settled_here(packed: Any, specs: Any, mesh: AbstractMesh | None) -> Placement:
-    placement = Placement.__new__(Placement)
-    placement._settle(jax.tree.map(lambda one: one.unpacked(), packed), specs, mesh, list(jax.local_devices()))
-    return placement
+    def _spec(self, path: Any, leaf: Any) -> PartitionSpec:
+        """A leaf's own partition, where its axes are those of a point's mesh; else none: every device has all of it."""
+        sharding = getattr(leaf, "sharding", None)
+        if self.mesh is None or not isinstance(sharding, NamedSharding):
+            return PartitionSpec()
+        names = set(jax.tree.leaves(tuple(sharding.spec)))
+        if unknown := names - set(self.mesh.axis_names):
+            raise ValueError(
+                f"sweep: data{jax.tree_util.keystr(path)} must be sharded over axes of mesh_per_point, which are "
+                f"{', '.join(self.mesh.axis_names)}, got {', '.join(sorted(unknown))}"
+            )
+        return sharding.spec
 
 
 def hash_arrays(arrays: Iterable[Any]) -> str:
@@ -171,6 +147,36 @@ def _hash_of(data: Any) -> str:
     return hashlib.sha256(f"{structure} {hash_arrays(leaves)}".encode()).hexdigest()
 
 
+def _refuse_different(fingerprint: str) -> None:
+    """Raises on all hosts if they have different data."""
+    hashes = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(fingerprint), np.uint8))
+    if (hashes.reshape(-1, 32) != hashes.reshape(-1, 32)[0]).any():
+        raise ValueError("sweep: data must be the same on all hosts, got others")
+
+
+class _Key(NamedTuple):
+    """Random keys as an array that can be pickled."""
+
+    data: np.ndarray
+    impl: str
+
+
+def _portable(leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _Key(np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
+    return np.asarray(leaf)
+
+
+def _laid_out_again(data: Any, specs: Any, mesh: AbstractMesh | None) -> Placement:
+    is_key = lambda leaf: isinstance(leaf, _Key)  # noqa: E731
+    unpacked = jax.tree.map(
+        lambda leaf: jax.random.wrap_key_data(leaf.data, impl=leaf.impl) if is_key(leaf) else leaf, data, is_leaf=is_key
+    )
+    placement = Placement(unpacked, mesh)
+    placement._specs = specs
+    return placement
+
+
 def _array(path: Any, leaf: Any) -> Any:
     """A leaf as an array, in a dtype that JAX has."""
     name = f"data{jax.tree_util.keystr(path)}"
@@ -182,12 +188,17 @@ def _array(path: Any, leaf: Any) -> Any:
         return leaf
     try:
         array = np.asarray(leaf)
-        jax.dtypes.canonicalize_dtype(array.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     except (TypeError, ValueError):
-        array = None
-    if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        dtype = None
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_):
         raise TypeError(f"sweep: {name} must be an array of numbers, got {leaf!r}")
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype, copy=False)
+    is_same = np.array_equal if array.dtype.kind in "iu" else lambda a, b: np.array_equal(np.isinf(a), np.isinf(b))
+    if stored is not array and not is_same(stored, array):
+        raise ValueError(f"sweep: {name} must fit into {dtype}, got {leaf!r}; or enable jax_enable_x64")
+    return stored
 
 
 def _abstract(mesh: Any) -> AbstractMesh:
@@ -213,9 +224,9 @@ def _groups(mesh: AbstractMesh, devices: list[Any]) -> list[Mesh]:
             "sweep: mesh_per_point must have a number of devices that divides those of a host, got "
             f"{dict(mesh.shape)}, which has {mesh.size}; this host has {len(devices)}"
         )
-    return [
-        jax.make_mesh(
-            mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, devices=devices[at : at + mesh.size]
-        )
-        for at in range(0, len(devices), mesh.size)
+    first = jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, devices=devices[: mesh.size])
+    order = [devices.index(device) for device in first.devices.flat]
+    return [  # all in the order of the first: another one would round other sums
+        Mesh(np.array([devices[start + at] for at in order]).reshape(mesh.axis_sizes), mesh.axis_names, mesh.axis_types)
+        for start in range(0, len(devices), mesh.size)
     ]

@@ -72,12 +72,12 @@ def sweep(
             device once. Arrays that `run` closes over instead are a part of the compiled program: 100 MB of them take
             some seconds and several copies.
         mesh_per_point: The mesh that each point runs on, where one device is too small or too slow: the sizes of its
-            axes by name, such as `{"data": 2, "model": 2}`, or a `jax.sharding.AbstractMesh`, whose axes may be
-            explicit. `run` may then use `jax.shard_map`, `jax.lax.with_sharding_constraint` and `jax.sharding.reshard` with its
-            axes, as under `jax.set_mesh`. Each host runs as many points at a time as it has such meshes; their number
-            of devices must divide that of the host's, and each of them compiles. Arrays of `data` that have a
-            `jax.sharding.NamedSharding` are divided likewise on the mesh of each point; others are replicated. The
-            metrics are those of a single device up to rounding. If `None`, a point runs on one device.
+            axes by name, such as `{"data": 2, "model": 2}`, or a `jax.sharding.AbstractMesh`, if its axes are to be
+            explicit. `run` may then use `jax.shard_map`, `jax.lax.with_sharding_constraint` and `jax.sharding.reshard`
+            with these axes, as under `jax.set_mesh`. Each host runs as many points at a time as it has such meshes, and
+            compiles for each of them; the devices of a mesh must divide those of a host. Arrays of `data` that have a
+            `jax.sharding.NamedSharding` are divided in the same way on the mesh of each point; others are replicated.
+            The metrics are those of a single device up to rounding. If `None`, a point runs on one device.
         metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; the default is `"loss_0"` and
             so on.
         chunk_size: How many points to run before their results are added and saved, at least 1, rounded up to whole

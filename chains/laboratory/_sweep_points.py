@@ -65,6 +65,7 @@ class Points:
             jaxpr, metrics = traced(example, self._placement.shapes)
         self.metrics = {name: jax.ShapeDtypeStruct(like.shape, like.dtype) for name, like in metrics.items()}
         text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses of functions differ from run to run
+        _refuse_divided(_constants(jaxpr))
         content = f"{text} {hash_arrays(_constants(jaxpr))} {self._placement.fingerprint}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._bytes = _live_bytes(jaxpr.jaxpr)
@@ -258,18 +259,19 @@ class Points:
             values = {name: column[padded[at : at + place.width].ravel()] for name, column in columns.items()}
             arguments = jax.device_put((values, batches[at : at + place.width]), place.of_lanes(place.groups[group]))
             calls.append((self._programs[group], *arguments, place.data()[group]))
-        found, failure, other = None, None, None
+        results, failure = [], None
         # Threads see JAX's global settings, not those of a `with` around the sweep, so they only execute.
         try:
             with ThreadPoolExecutor(len(calls)) as pool:
                 results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1:])), calls))
-            found = jax.device_get(results)
+            results = jax.device_get(results)
         except Exception as error:
-            failure, other = (error, None) if is_for_memory(error) else (None, error)
-        raise_together(other)
-        if _least(failure is None) == 0:
+            failure = error
+        fits = failure is None or not is_for_memory(failure)
+        raise_together(failure if fits else None)
+        if _least(fits) == 0:
             return None, failure
-        stacked = jax.tree.map(lambda *parts: np.stack(parts).reshape(own, room, *parts[0].shape[1:]), *found)
+        stacked = jax.tree.map(lambda *parts: np.stack(parts).reshape(own, room, *parts[0].shape[1:]), *results)
         every = multihost_utils.process_allgather(stacked, tiled=True)
         return jax.tree.map(
             lambda metric: np.concatenate([lane[: len(share)] for lane, share in zip(metric, shares)]), every
@@ -345,6 +347,17 @@ def _constants(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         for inner in _inner(equation):
             yield from _constants(inner)
+
+
+def _refuse_divided(constants: Iterator[Any]) -> None:
+    """Raises if an array that a run closes over has a part of a user's mesh in its type."""
+    for constant in constants:
+        mesh = getattr(getattr(constant, "sharding", None), "mesh", None)
+        if mesh is not None and mesh.size > 1 and AxisType.Explicit in mesh.axis_types:
+            raise ValueError(
+                "sweep: run must not close over arrays with explicit axes, got "
+                f"{jax.typeof(constant)}; give them as data"
+            )
 
 
 def _live_bytes(jaxpr: Jaxpr) -> int:
