@@ -100,7 +100,7 @@ def main() -> None:
         "        -- one process --  - Dask, 2 workers -  ------ again ------  overhead in %",
         "points  seconds       CPU  seconds         CPU  seconds         CPU    first  again",
     ]
-    options_of_cluster = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    options_of_cluster = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "host": "127.0.0.1"}
     overhead = float("nan")
     with LocalCluster(**options_of_cluster) as cluster, Client(cluster) as client:
         executor, here = client.get_executor(), psutil.Process()

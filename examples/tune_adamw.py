@@ -6,9 +6,9 @@ A small network learns scikit-learn's handwritten digits, a fifth of whose train
 rate, weight decay and β1 are to be found; the score is the accuracy on the held-out images, averaged over seeds.
 
     random search        all points are trained to the end
-    successive halving   all points are trained for one epoch, the best third of them for three, the best third of these
-                         for nine, and so on; a rung starts again from the beginning, which costs less than half as much
-                         again as going on would, and needs nothing saved
+    successive halving   all points are trained briefly, the best third of them three times as long, and so on; a rung
+                         starts again from the beginning, which costs less than half as much again as going on would,
+                         and needs nothing saved
     Optuna               its sampler (TPE) asks for a batch of points, `sweep` trains them side by side, and Optuna is
                          told their scores before it asks for the next batch
 
@@ -19,6 +19,7 @@ the standard error over repeated searches.
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -61,13 +62,14 @@ def at(points: Points, which: np.ndarray | int) -> Points:
     return {name: np.atleast_1d(column[which]) for name, column in points.items()}
 
 
-def random_search(rungs: list[int], seeds: range, rng: np.random.Generator) -> tuple[Points, int]:
-    points = draw(rungs[-1] * KEEP, rng)
-    return at(points, accuracies(points, rungs[-1], seeds).argmax()), rungs[-1] * rungs[-1] * KEEP
+def random_search(rungs: list[int], seeds: range, rng: np.random.Generator, fewer: int = 1) -> tuple[Points, int]:
+    points = draw(rungs[-1] * KEEP // fewer, rng)
+    return at(points, accuracies(points, rungs[-1], seeds).argmax()), rungs[-1] * rungs[-1] * KEEP // fewer
 
 
-def successive_halving(rungs: list[int], seeds: range, rng: np.random.Generator) -> tuple[Points, int]:
+def successive_halving(rungs: list[int], seeds: range, rng: np.random.Generator, first: int = 0) -> tuple[Points, int]:
     points, trained = draw(rungs[-1] * KEEP, rng), 0
+    rungs = rungs[first:]
     for epochs in rungs:
         found = accuracies(points, epochs, seeds)
         trained += epochs * len(found)
@@ -95,7 +97,9 @@ def optuna_search(rungs: list[int], seeds: range, rng: np.random.Generator) -> t
 
 WAYS: dict[str, Callable[[list[int], range, np.random.Generator], tuple[Points, int]]] = {
     "random search": random_search,
-    "successive halving": successive_halving,
+    "random, a third": partial(random_search, fewer=KEEP),  # of the points: as costly as the next
+    "halving, from rung 2": partial(successive_halving, first=1),
+    "halving": successive_halving,
     "Optuna": optuna_search,
 }
 

@@ -78,7 +78,7 @@ def test_a_process_pool_computes_the_same_bits_and_a_broken_one_loses_nothing_th
 def test_dask_goes_on_when_a_worker_is_killed(tmp_path):
     distributed = pytest.importorskip("dask.distributed")
     run = functools.partial(fragile, functools.partial(kill_once, str(tmp_path / "marker")))
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "host": "127.0.0.1"}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         variants = {"scheduled": SCHEDULED["scheduled"]}
         found = sweep_silently(train, GRID, variants, executor=client.get_executor())
