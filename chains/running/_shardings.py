@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 
@@ -234,8 +233,8 @@ def _lies_of(where: str, params: Any, over: Over) -> _Placed:
         lies[words(path)] = _Lies(shape, sharding)
     if uneven:
         warnings.warn(
-            f"{where}: over: no axis can be divided among the devices of {', '.join(names)} in {listed(uneven)}, so the "
-            "state stays where the parameter is",
+            f"{where}: over: no axis can be divided among the devices of {', '.join(names)} in {listed(uneven)}, which "
+            "stay as they are",
             stacklevel=3,
         )
     return lies
