@@ -278,6 +278,11 @@ def test_what_is_refused(function, params, over, message):
         function(params, over=over)
 
 
+def test_over_must_be_names():
+    with pytest.raises(TypeError, match="over must be the name of an axis, several names, or None, got 0"):
+        param_shardings(PARAMS, over=0)
+
+
 def test_traced_parameters_are_refused():
     with pytest.raises(ValueError, match="outside of jax.jit"):
         jax.jit(lambda w: init_sharded(adamw(1e-3), w))(jnp.ones(3))
