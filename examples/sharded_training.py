@@ -11,7 +11,9 @@ The same file trains on the devices that there are, also on a pod:
 
     python examples/sharded_training.py --train fsdp --checkpoints gs://bucket/run --steps 10000
 
-Start it on every host. A killed run goes on from its last checkpoint when it is started again, on however many devices.
+Start it on every host: JAX finds the others on Cloud TPU, with SLURM and with Open MPI; elsewhere the variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where they are. A killed run goes on from its last
+checkpoint when it is started again, on however many devices.
 """
 
 import argparse
@@ -40,14 +42,15 @@ from linkax import adamw, chain, param_shardings, state_shardings
 from linkax.transforms import clip_grad_norm, matrices_only
 
 MODES = {"fsdp": "FSDP", "zero": "ZeRO-1"}
-SEVERAL_HOSTS = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
 
 
 def connect() -> None:
     """Connects the processes of a pod, if the environment says that there are several."""
-    hosts = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
-    tasks = int(os.environ.get("SLURM_NTASKS", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
-    if max(hosts, tasks) > 1 or any(name in os.environ for name in SEVERAL_HOSTS):
+    env = os.environ
+    tasks = max(int(env.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    if "JAX_NUM_PROCESSES" in env:  # next to JAX_COORDINATOR_ADDRESS, which JAX reads itself
+        jax.distributed.initialize(num_processes=int(env["JAX_NUM_PROCESSES"]), process_id=int(env["JAX_PROCESS_ID"]))
+    elif tasks > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         jax.distributed.initialize()
 
 
@@ -91,12 +94,16 @@ def train(mode: str, steps: int, every: int, folder: epath.Path, note: Callable[
             run = checkpoints.restore(done, args=ocp.args.StandardRestore(target))
         else:
             run = create(jax.random.key(0))
-        sizes = [sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(run[part])) for part in of_all]
-        print(
-            f"{MODES[mode]}: from step {done} on {jax.device_count()} devices, each with {sizes[0]:,} bytes of "
-            f"parameters and {sizes[1]:,} of state",
-            flush=True,
+        kept, state = (
+            sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(run[part]))
+            for part in ("params", "state")
         )
+        if jax.process_index() == 0:
+            print(
+                f"{MODES[mode]}: from step {done} on {jax.device_count()} devices, each with {kept:,} bytes of "
+                f"parameters and {state:,} of state",
+                flush=True,
+            )
         for index in range(done, steps):
             # The batch of a step follows from its number, so it is the same however the run is interrupted.
             starts = np.random.default_rng(index).integers(len(text) - LENGTH, size=(BATCH, 1))
@@ -185,7 +192,7 @@ def main() -> None:
 
             def note(step: int, loss: float) -> None:
                 print(json.dumps([step, loss]), file=file, flush=True)
-                if step % args.every == 0 and args.losses is None:
+                if step % args.every == 0 and args.losses is None and jax.process_index() == 0:
                     print(f"step {step}: {loss:.3f} bits per character", flush=True)
 
             train(args.train, args.steps, args.every, args.checkpoints, note)

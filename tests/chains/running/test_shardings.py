@@ -112,7 +112,7 @@ HAS = {
 }
 WITHOUT_BIAS = ("masked", "partition")
 WITHOUT_MATRICES = ("factored", "Optax's Adafactor")
-NOT_OURS = ("partition", "Optax's Adam", "Optax's Adafactor", "Optax's L-BFGS")
+NOT_OURS = ("MultiSteps", "partition", "Optax's Adam", "Optax's Adafactor", "Optax's L-BFGS")
 
 
 def test_every_array_is_where_its_parameter_is_or_split_further(found):
