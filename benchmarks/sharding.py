@@ -11,7 +11,9 @@ How to read the table: parameters and state in bytes per device and parameter (a
 them out; then the collectives of one step, with the bytes per parameter that each returns on a device.
 """
 
+import argparse
 import collections
+import datetime
 import math
 import os
 import re
@@ -30,6 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _tables import add_save, save
+from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import linkax
@@ -102,17 +106,57 @@ def bytes_per_device(tree: Any) -> int:
 
 
 _COLLECTIVE = re.compile(
-    r" = (\([^=]*?\)|\S+) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(?:-start)?\("
+    r"%(\S+) = (\([^=]*?\)|\S+) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(?:-start)?\("
 )
+_SLICED = re.compile(r"ROOT \S+ = (\S+) dynamic-slice\(%(all-reduce[\w.-]*)[,)]")
 _BITS = {"f32": 32, "bf16": 16, "s32": 32, "u32": 32, "s8": 8, "u8": 8, "pred": 8}
 
 
 def collectives(text: str) -> dict[str, int]:
-    """The bytes that the collectives of a compiled function return on a device, by their kind."""
+    """The bytes that the collectives of a compiled function return on a device, by their kind.
+
+    A TPU has a reduce-scatter in the form of a fused all-reduce and slice.
+    """
+    sliced = {name: type_ for type_, name in _SLICED.findall(text)}
     found: dict[str, int] = collections.Counter()
-    for types, kind in _COLLECTIVE.findall(text):
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", types)
-        found[kind] += sum(
-            _BITS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) // 8 for dtype, dims in arrays
-        )
+    for name, types, kind in _COLLECTIVE.findall(text):
+        kind, types = ("reduce-scatter", sliced[name]) if name in sliced else (kind, types)
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", types):
+            found[kind] += _BITS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) // 8
     return found
+
+
+def row(mode: Mode, devices: Sequence[Any], shapes: dict[str, tuple[int, ...]]) -> str:
+    compiled, params, state = compiled_step(mode, devices, shapes)
+    count = sum(map(math.prod, shapes.values()))
+    sent = collectives(compiled.as_text())
+    texts = [f"{kind} {size / count:.2f}" for kind, size in sorted(sent.items()) if size / count >= 0.01]
+    own, its = (bytes_per_device(tree) / count for tree in (params, state))
+    return f"{mode.name:<28}{own:>8.2f}{its:>8.2f}   {', '.join(texts)}"
+
+
+def devices_of(name: str) -> Sequence[Any]:
+    if name == "cpu":
+        return jax.devices()
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What each way of sharding costs.")
+    parser.add_argument("--device", choices=("cpu", "tpu"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a smaller network")
+    add_save(parser)
+    options = parser.parse_args()
+    lines = [
+        f"{datetime.date.today()}: jax {jax.__version__}, eight devices ({options.device})",
+        f"{'':<28}{'params':>8}{'state':>8}   collectives of a step, bytes per parameter",
+    ]
+    print("\n".join(lines))
+    for mode in MODES:
+        lines.append(row(mode, devices_of(options.device), QUICK if options.quick else SHAPES))
+        print(lines[-1], flush=True)
+    save(options, lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -198,7 +198,7 @@ def sharded_like(leaf: Any, constant: jax.Array) -> jax.Array:
     """A constant of the leaf's shape, which in a compiled function is sharded as the leaf is.
 
     Otherwise a compiler with automatic axes, to which it has nothing to do with the leaf, would not shard it at all.
-    What is computed from a plain constant, such as its cast, would be another constant to it; the barrier prevents that.
+    A cast of a plain constant would be one more constant to it; the barrier prevents that.
     """
     if not is_traced(leaf):
         return constant

@@ -27,15 +27,15 @@ SMALL = 4096
 Over = str | Sequence[str] | None
 
 
-class _Lies(NamedTuple):
-    """A parameter's shape, and where an array of that shape is in the state."""
+class _Owner(NamedTuple):
+    """A parameter's shape, and where an array of that shape in the state is."""
 
     shape: tuple[int, ...]
     sharding: Sharding
 
 
-_Placed = dict[tuple[str, ...], _Lies]
-"""Where the state of every parameter is, by the words of the parameter's path."""
+_Owners = dict[tuple[str, ...], _Owner]
+"""All parameters, by the words of their paths."""
 
 
 def param_shardings(params: Any, *, over: Over = None) -> Any:
@@ -70,17 +70,16 @@ def param_shardings(params: Any, *, over: Over = None) -> Any:
         >>> import jax.numpy as jnp
         >>> from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
         >>> from linkax import param_shardings
-        >>> mesh = jax.make_mesh((1,), ("data",))
-        >>> everywhere = NamedSharding(mesh, PartitionSpec())
+        >>> everywhere = NamedSharding(AbstractMesh((8,), ("data",)), PartitionSpec())
         >>> params = {"w": jax.ShapeDtypeStruct((128, 512), jnp.float32, sharding=everywhere)}
-        >>> param_shardings(params)["w"].spec
-        PartitionSpec()
+        >>> tuple(param_shardings(params, over="data")["w"].spec)
+        (None, 'data')
 
     Source:
         Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2020.
     """
-    lies = _lies_of("param_shardings", params, over)
-    return jax.tree_util.tree_map_with_path(lambda path, _: lies[words(path)].sharding, params)
+    owners = _owners_of("param_shardings", params, over)
+    return jax.tree_util.tree_map_with_path(lambda path, _: owners[words(path)].sharding, params)
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Any, *, over: Over = None) -> Any:
@@ -129,15 +128,14 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, *, over: Over
         >>> import jax.numpy as jnp
         >>> from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
         >>> from linkax import adamw, state_shardings
-        >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
+        >>> mesh = AbstractMesh((4, 2), ("data", "model"))
         >>> columns = NamedSharding(mesh, PartitionSpec(None, "model"))
         >>> params = {"w": jax.ShapeDtypeStruct((128, 512), jnp.float32, sharding=columns)}
         >>> tx = adamw(1e-3)
-        >>> shardings = state_shardings(tx, params)
-        >>> jax.tree.structure(shardings) == jax.tree.structure(jax.eval_shape(tx.init, params))
-        True
-        >>> shardings[0].second[0].nu["w"].spec
-        PartitionSpec(None, 'model')
+        >>> for over in (None, "data"):
+        ...     print(tuple(state_shardings(tx, params, over=over)[0].second[0].nu["w"].spec))
+        (None, 'model')
+        ('data', 'model')
 
     Source:
         Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2020; Xu et al.,
@@ -145,8 +143,8 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, *, over: Over
     """
     where = "state_shardings"
     links_of(f"{where}: tx", tx)
-    lies = _lies_of(where, _stepped(params), over)
-    return _state_shardings(where, tx, jax.eval_shape(tx.init, params), params, lies, over)
+    owners = _owners_of(where, _stepped(params), over)
+    return _state_shardings(where, tx, jax.eval_shape(tx.init, params), params, owners, over)
 
 
 def init_sharded(tx: optax.GradientTransformation, params: Any, *, over: Over = None) -> Any:
@@ -176,24 +174,24 @@ def init_sharded(tx: optax.GradientTransformation, params: Any, *, over: Over = 
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
-        >>> from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+        >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> from linkax import adamw, init_sharded
-        >>> mesh = jax.make_mesh((1,), ("data",))
-        >>> params = jax.device_put({"w": jnp.ones((128, 512))}, NamedSharding(mesh, PartitionSpec()))
+        >>> everywhere = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec())
+        >>> params = jax.device_put({"w": jnp.ones((128, 512))}, everywhere)
         >>> state = init_sharded(adamw(1e-3), params, over="data")
-        >>> state[0].second[0].nu["w"].sharding.spec
-        PartitionSpec(None, 'data')
+        >>> state[0].second[0].nu["w"].sharding == everywhere  # there is one device only
+        True
 
     Source:
         As `state_shardings`.
     """
     where = "init_sharded"
     links_of(f"{where}: tx", tx)
-    lies = _lies_of(where, _stepped(params), over)
+    owners = _owners_of(where, _stepped(params), over)
     is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
     # Shapes are no arguments of a compiled function. Inside of it `init` sees shapes, as it would outside.
     init, given = (functools.partial(tx.init, params), ()) if is_abstract else (tx.init, (params,))
-    shardings = _state_shardings(where, tx, jax.eval_shape(init, *given), params, lies, over)
+    shardings = _state_shardings(where, tx, jax.eval_shape(init, *given), params, owners, over)
     return jax.jit(init, out_shardings=shardings)(*given)
 
 
@@ -202,7 +200,7 @@ def _stepped(params: Any) -> Any:
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
-def _lies_of(where: str, params: Any, over: Over) -> _Placed:
+def _owners_of(where: str, params: Any, over: Over) -> _Owners:
     leaves = [(path_text(path) or "the parameter", leaf) for path, leaf in leaves_with_path(params)]
     lacking = [path for path, leaf in leaves if is_traced(leaf) or getattr(leaf, "sharding", None) is None]
     if lacking:
@@ -216,6 +214,8 @@ def _lies_of(where: str, params: Any, over: Over) -> _Placed:
             f"{listed(f'{path} on {leaf.sharding}' for path, leaf in leaves)}"
         )
     names = _names(over)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{where}: over must be the name of an axis, several names, or None, got {over!r}")
     for path, leaf in leaves:
         axes = leaf.sharding.mesh.axis_names if isinstance(leaf.sharding, NamedSharding) else ()
         if len(set(names) & set(axes)) < len(names):
@@ -223,32 +223,32 @@ def _lies_of(where: str, params: Any, over: Over) -> _Placed:
                 f"{where}: over must be an axis of the parameters' mesh, or several different ones: that of {path} has "
                 f"{', '.join(map(repr, axes)) or 'no axes'}; got {over!r}"
             )
-    lies, uneven = {}, []
+    owners, uneven = {}, []
     for path, leaf in leaves_with_path(params):
         shape, sharding = shape_of(leaf), leaf.sharding
         if math.prod(shape) >= SMALL and _free(sharding, names):
             split = _split(shape, sharding, names)
             uneven += [f"{path_text(path) or 'the parameter'} {shape}"] if split is None else []
             sharding = split or sharding
-        lies[words(path)] = _Lies(shape, sharding)
+        owners[words(path)] = _Owner(shape, sharding)
     if uneven:
         warnings.warn(
-            f"{where}: over: no axis can be divided among the devices of {', '.join(names)} in {listed(uneven)}, so the "
-            "state stays where the parameter is",
+            f"{where}: over: no axis can be divided among the devices of {', '.join(names)} in {listed(uneven)}, which "
+            "stay as they are",
             stacklevel=3,
         )
-    return lies
+    return owners
 
 
 def _state_shardings(
-    where: str, tx: optax.GradientTransformation, state: Any, params: Any, lies: _Placed, over: Over
+    where: str, tx: optax.GradientTransformation, state: Any, params: Any, owners: _Owners, over: Over
 ) -> Any:
     """A tree like the abstract `state`."""
-    everywhere = _everywhere(lies)
+    everywhere = _everywhere(owners)
     unknown: list[str] = []
 
     def of_array(array: StateArray) -> Sharding:
-        owner = None if array.param is None else lies.get(array.param)
+        owner = None if array.param is None else owners.get(array.param)
         found = None if owner is None else _like(owner, shape_of(array.value))
         return found or of_unknown(str(array), shape_of(array.value))
 
@@ -271,7 +271,7 @@ def _state_shardings(
         return jax.tree_util.tree_map_with_path(sharding_of, own)
 
     shardings = map_states(fill, where, tx, state, is_as_stored=True)
-    if unknown and not all(one.sharding.is_fully_replicated for one in lies.values()):
+    if unknown and not all(one.sharding.is_fully_replicated for one in owners.values()):
         warnings.warn(
             f"{where}: arrays that are not like a parameter are replicated on all devices: {listed(unknown)}; "
             "@link(..., state={...: Moment(...)}) declares what the state of a link has of each parameter",
@@ -289,12 +289,12 @@ def _devices(sharding: Sharding) -> Any:
 def _names(over: Over) -> tuple[str, ...]:
     if over is None:
         return ()
-    return (over,) if isinstance(over, str) else tuple(over)
+    return tuple(over) if isinstance(over, list | tuple) else (over,)  # pyright: ignore[reportReturnType]
 
 
-def _everywhere(lies: _Placed) -> Any:
+def _everywhere(owners: _Owners) -> Any:
     """Where an array is that belongs to no parameter: on all of their devices."""
-    sharding = next((one.sharding for one in lies.values()), None)
+    sharding = next((one.sharding for one in owners.values()), None)
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
@@ -332,7 +332,7 @@ def _with_axes(sharding: NamedSharding, axes: Sequence[tuple[str, ...]]) -> Name
     return NamedSharding(sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind)
 
 
-def _like(owner: _Lies, shape: tuple[int, ...]) -> Sharding | None:
+def _like(owner: _Owner, shape: tuple[int, ...]) -> Sharding | None:
     """Where an array of a parameter is that may lack some of its dimensions; `None` if it is unclear which."""
     if shape == owner.shape or not isinstance(owner.sharding, NamedSharding):
         return owner.sharding

@@ -49,8 +49,7 @@ def start(dtype: Any = float) -> dict[str, jax.Array]:
     return {name: jax.random.normal(key, shape, dtype) / 16 for key, (name, shape) in zip(keys, SHAPES.items())}
 
 
-def on(mesh: Any, tree: Any, specs: Any = P()) -> Any:
-    specs = specs if isinstance(specs, dict) else dict.fromkeys(tree, specs)
+def on(mesh: Any, tree: Any, specs: Any) -> Any:
     return {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in tree.items()}
 
 
@@ -108,7 +107,7 @@ def trained(tx: optax.GradientTransformation, mode: str, kind: AxisType) -> dict
         return optax.apply_updates(params, updates), state
 
     with jax.set_mesh(mesh):
-        params = on(mesh, start(), TENSOR if model > 1 else P())
+        params = on(mesh, start(), TENSOR if model > 1 else dict.fromkeys(SHAPES, P()))
         of_params = param_shardings(params, over=params_over)
         params = jax.device_put(params, of_params)
         of_state = state_shardings(tx, params, over=state_over)
@@ -156,6 +155,7 @@ def labels(path: str, _: Any) -> str:
     return "flat" if path == "bias" else "matrices"
 
 
+IN_TWO = {"up": "a", "bias": "b", "down": "a"}
 STATES: dict[str, tuple[Callable[[], Any], Any]] = {
     "adamw": (lambda: adamw(1e-2), jnp.float32),
     "scheduled": (lambda: adamw(optax.cosine_decay_schedule(1e-2, 10)), jnp.float32),
@@ -176,9 +176,7 @@ STATES: dict[str, tuple[Callable[[], Any], Any]] = {
     "apply_if_finite": (lambda: optax.apply_if_finite(adamw(1e-2), 2), jnp.float32),
     "inject_hyperparams": (lambda: optax.inject_hyperparams(adamw)(learning_rate=1e-2), jnp.float32),
     "partition": (
-        lambda: optax.partition(
-            {"a": optax.adam(1e-2), "b": optax.set_to_zero()}, {"up": "a", "bias": "b", "down": "a"}
-        ),
+        lambda: optax.partition({"a": optax.adam(1e-2), "b": optax.set_to_zero()}, IN_TWO),
         jnp.float32,
     ),
     "lookahead": (lambda: optax.lookahead(adamw(1e-2), 5, 0.5), jnp.float32),

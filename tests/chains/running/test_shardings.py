@@ -88,25 +88,17 @@ def test_what_the_optimizer_sends(run, found):
 
 PLAIN = {"(128, 256)": (None, "model"), "(256,)": ("model",), "(256, 128)": ("model", None)}
 SPLIT = {"(128, 256)": ("data", "model"), "(256,)": ("model",), "(256, 128)": ("model", "data")}
+ROWS, COLUMNS = {"(128, 1)": (None, None), "(256, 1)": ("model", None)}, {"(1, 256)": (None, "model")}
 OWN = {  # what else there is: as the parameters, and over "data"
-    "scales": ({"(1, 256)": (None, "model"), "(256, 1)": ("model", None)},) * 2,
+    "scales": ({**COLUMNS, "(256, 1)": ("model", None)},) * 2,
     "means": (
-        {"(128, 1)": (None, None), "(1, 256)": (None, "model"), "(256, 1)": ("model", None), "(1, 128)": (None, None)},
-        {
-            "(128, 1)": ("data", None),
-            "(1, 256)": (None, "model"),
-            "(256, 1)": ("model", None),
-            "(1, 128)": (None, "data"),
-        },
+        {**ROWS, **COLUMNS, "(1, 128)": (None, None)},
+        {**ROWS, **COLUMNS, "(128, 1)": ("data", None), "(1, 128)": (None, "data")},
     ),
     "Optax's means": ({"(128,)": (None,), "(1,)": (None,)}, {"(128,)": ("data",), "(1,)": (None,)}),
-    "history": (
-        {"(3, 128, 256)": (None, None, "model"), "(3, 256)": (None, "model"), "(3, 256, 128)": (None, "model", None)},
-        {
-            "(3, 128, 256)": (None, "data", "model"),
-            "(3, 256)": (None, "model"),
-            "(3, 256, 128)": (None, "model", "data"),
-        },
+    "history": tuple(
+        {shape.replace("(", "(3, ").replace(",)", ")"): (None, *spec) for shape, spec in all_.items()}
+        for all_ in (PLAIN, SPLIT)
     ),
 }
 HAS = {
@@ -120,7 +112,7 @@ HAS = {
 }
 WITHOUT_BIAS = ("masked", "partition")
 WITHOUT_MATRICES = ("factored", "Optax's Adafactor")
-NOT_OURS = ("partition", "Optax's Adam", "Optax's Adafactor", "Optax's L-BFGS")
+NOT_OURS = ("MultiSteps", "partition", "Optax's Adam", "Optax's Adafactor", "Optax's L-BFGS")
 
 
 def test_every_array_is_where_its_parameter_is_or_split_further(found):
@@ -284,6 +276,11 @@ def test_without_parameters_there_is_nothing_to_place():
 def test_what_is_refused(function, params, over, message):
     with pytest.raises(ValueError, match=f"_shardings: .*{message}"):
         function(params, over=over)
+
+
+def test_over_must_be_names():
+    with pytest.raises(TypeError, match="over must be the name of an axis, several names, or None, got 0"):
+        param_shardings(PARAMS, over=0)
 
 
 def test_traced_parameters_are_refused():
