@@ -306,7 +306,8 @@ def _load(file: pathlib.Path, layout: Layout) -> "xarray.Dataset":
 
     from ._zarr import open_folder
 
-    table = open_folder(file) if file.is_dir() else xarray.load_dataset(file, engine="h5netcdf")
+    is_share = layout.share is not None
+    table = open_folder(file, has_gaps=is_share) if file.is_dir() else xarray.load_dataset(file, engine="h5netcdf")
     return _with_names(table, layout)
 
 

@@ -358,8 +358,12 @@ def _is_as_good(layout: Layout, key: str, found: bytes, data: bytes) -> bool:
         return False
 
 
-def open_folder(path: pathlib.Path) -> "xarray.Dataset":
-    """The table in a folder, whose values are read when they are used."""
+def open_folder(path: pathlib.Path, *, has_gaps: bool = False) -> "xarray.Dataset":
+    """The table in a folder, whose values are read when they are used.
+
+    With `has_gaps`, points that were never run may be read, too, and what is missing is not noticed.
+    """
     import xarray
 
-    return xarray.open_zarr(WholeStore(path, read_only=True), chunks=None, consolidated=True)
+    store = LocalStore(path, read_only=True) if has_gaps else WholeStore(path, read_only=True)
+    return xarray.open_zarr(store, chunks=None, consolidated=True)

@@ -12,7 +12,7 @@ from linkax.transforms._trees import path_text
 
 from ..algebra._paths import words
 from ..algebra._structure import StateArray, state_arrays, with_arrays
-from ._shards import sharded_like, sharding_of
+from ._devices import put_like, sharding_of
 from ._weight_bits import LOW, nearest, widen
 
 
@@ -104,12 +104,12 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
             )
         array, field = kept.get(words(path), (None, None))
         if p.dtype not in LOW:
-            return sharded_like(weight, p)
-        weight = sharded_like(weight, jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=sharding_of(p)))
+            return put_like(weight, p)
+        weight = put_like(weight, jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=sharding_of(p)))
         if array is None or field is None:
             return nearest(weight, p).astype(p.dtype)
         new = field.nearest(weight, p)
-        values[array.place] = sharded_like(field.kept(new, weight), array.value)
+        values[array.place] = put_like(field.kept(new, weight), array.value)
         return new
 
     params = jax.tree_util.tree_map_with_path(set_one, params, weights)

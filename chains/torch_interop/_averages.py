@@ -16,7 +16,7 @@ from linkax.transforms._trees import listed
 from ..algebra._paths import leaves_with_path, path_text, words
 from ..algebra._structure import StateArray, param_text, state_arrays
 from ..running._averaged_weights import average_called, averaged_weights, averages_of
-from ..running._shards import whole
+from ..running._devices import whole
 from ._check_file import TorchFile
 from ._names import Names, export_params, imported, torch_name
 from ._reference import Reference
@@ -147,6 +147,8 @@ def export_averages(
     name: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Creates the `state_dict` with which PyTorch's `AveragedModel` continues the average of a chain.
+
+    The arrays may be sharded over several processes, as for `export_state`: all call this, and each gets everything.
 
     Args:
         tx: The chain, in any wrappers, with an `average_weights`.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..running._shards import whole
+from ..running._devices import whole
 from ._layouts import Layout, fitting_layouts
 from ._matching import Use
 from ._rules import Block, Shape, hollow

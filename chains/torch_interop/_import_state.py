@@ -17,7 +17,7 @@ import optax
 from linkax.transforms import Gathered, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
-from ..running._shards import beside, filled
+from ..running._devices import filled, put_beside
 from ._averages import averages_apart, read_averages
 from ._axes import check_output_axes
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
@@ -108,7 +108,7 @@ def import_state(
     if steps is not None:
         steps = checked_steps(steps, problems)
     file = read_file("import_state: state_dict", state_dict, order, problems)
-    fresh = beside(params, tx.init(params))
+    fresh = put_beside(params, tx.init(params))
     arrays = state_arrays("import_state: tx", tx, fresh, params)
     found = places(every_counterpart(params, names, layouts, file.groups, problems), params)
     references = [

@@ -10,7 +10,7 @@ import numpy as np
 from linkax.transforms._leaves import dtype_of
 
 from ..algebra._paths import leaves_with_path, path_text, words
-from ..running._shards import filled
+from ..running._devices import filled
 from ._counterparts import Counterpart, counterparts
 from ._layouts import Layout, untold_siblings
 from ._matching import uses_of
@@ -252,6 +252,8 @@ def imported(
 
 def export_params(params: Any, *, names: Names = torch_name, layouts: Layouts | None = None) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and in its layout, as NumPy arrays.
+
+    They may be sharded over several processes, as for `export_state`: all call this, and each gets everything.
 
     Args:
         params: The parameters.

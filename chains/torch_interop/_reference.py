@@ -10,8 +10,8 @@ from linkax.transforms import Count, Gathered, Link, Moment, Stream
 from linkax.transforms._link import through
 
 from ..algebra._structure import Groups, StateArray, state_arrays
+from ..running._devices import put_like
 from ..running._migrate import factor_between
-from ..running._shards import sharded_like
 from ._spec import (
     class_of,
     dummy_shapes,
@@ -159,14 +159,14 @@ def _factor(array: StateArray, theirs: StateArray) -> tuple[float | None, str]:
 def after(array: StateArray, steps: int, problems: list[str]) -> Any:
     """A count, or a number that follows from it, after this many steps."""
     if isinstance(array.field, Count):
-        return sharded_like(steps, array.value)
+        return put_like(steps, array.value)
     assert isinstance(array.field, Gathered)
     try:
         value = array.field.after(steps, **array.site.link.hyperparams)
     except Exception as error:  # the link may be the user's
         problems.append(f"{array.name} cannot be computed after {steps} steps ({error})")
         return array.value
-    return sharded_like(value, array.value)
+    return put_like(value, array.value)
 
 
 def line(links: Iterable[Link], groups: Groups = ()) -> Iterator[Link]:

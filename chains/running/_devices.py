@@ -1,4 +1,4 @@
-"""Arrays in the shards of others: from the host, shard by shard, and back."""
+"""Arrays on the devices of others: put there shard by shard, and read from there."""
 
 import functools
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def filled(like: Any, read: Callable[[Index], np.ndarray], dtype: Any = None) ->
     return made.block_until_ready()
 
 
-def sharded_like(value: Any, like: Any) -> jax.Array:
+def put_like(value: Any, like: Any) -> jax.Array:
     """A number, or an array of `like`'s shape, in the dtype of `like` and where that has been put."""
     sharding = sharding_of(like)
     if sharding is None or is_traced(value) or np.shape(value) != tuple(like.shape):
@@ -72,7 +72,7 @@ def sharded_like(value: Any, like: Any) -> jax.Array:
     return filled(like, lambda index: np.array(own[index]))
 
 
-def beside(params: Any, tree: Any) -> Any:
+def put_beside(params: Any, tree: Any) -> Any:
     """The tree with what has been put nowhere yet, such as new counts, replicated on the devices of the parameters.
 
     A compiled step then gets its state where it leaves it, and is not compiled a second time.
@@ -88,7 +88,7 @@ def beside(params: Any, tree: Any) -> Any:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # the keys of random numbers
             return jax.device_put(leaf, everywhere)
-        return sharded_like(leaf, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere))
+        return put_like(leaf, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere))
 
     return jax.tree.map(put, tree)
 
