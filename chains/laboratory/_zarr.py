@@ -256,8 +256,9 @@ class Folder:
         for key, data in files.items():
             if not (self.path / key).exists():
                 self._store.write(key, data)
-        failed = _open_array(self._store, "failed")
-        failed[...] = (status == FAILED).reshape(failed.shape)
+        for name in flags:  # the status of blocks without any point, too
+            array = _open_array(self._store, name)
+            array[...] = (status if name == "status" else status == FAILED).reshape(array.shape)
         self._store.write("zarr.json", root)
         self._store.sync()
 

@@ -20,17 +20,17 @@ from .test_failures import Fragile
 sweep_silently = functools.partial(sweep, progress=False)
 
 
-def write_shares(folder, shares, *arguments, **options):
-    files = [folder / f"{number}_of_{shares}.nc" for number in range(shares)]
+def write_shares(folder, shares, *arguments, suffix=".nc", **options):
+    files = [folder / f"{number}_of_{shares}{suffix}" for number in range(shares)]
     for number, file in enumerate(files):
         sweep_silently(*arguments, **options, share=(number, shares), file=file)
     return files
 
 
-@pytest.mark.parametrize("shares", [1, 4])
-def test_shares_are_the_table_of_one_process(shares, tmp_path):
+@pytest.mark.parametrize(("shares", "suffix"), [(1, ".nc"), (4, ".nc"), (4, ".zarr")])
+def test_shares_are_the_table_of_one_process(shares, suffix, tmp_path):
     options = {"metric_dims": {"loss": ["step"]}, "chunk_size": 3}
-    files = write_shares(tmp_path, shares, train, GRID, VARIANTS, **options)
+    files = write_shares(tmp_path, shares, train, GRID, VARIANTS, **options, suffix=suffix)
     whole = sweep_silently(train, GRID, VARIANTS, **options)
     merged = merge_shares(files[::-1], tmp_path / "table.nc")
     times = {"date": "", "checksum": ""}  # the checksum is of all attributes
@@ -49,6 +49,9 @@ def test_a_share_computes_only_its_own_points_and_says_which_it_is(tmp_path):
     assert found.attrs["share"] == "1 of 3"
     assert np.isfinite(found["square"]).values.tolist() == [3 <= x < 6 for x in range(10)]
     assert not found["diverged"].any()
+    fragile.ran = []
+    xarray.testing.assert_identical(sweep_silently(fragile, points=points, share=(1, 3), file=tmp_path / "1.nc"), found)
+    assert fragile.ran == []
     with pytest.raises(ValueError, match="^sweep: file must be new or hold this sweep"):
         sweep_silently(fragile, points=points, share=(2, 3), file=tmp_path / "1.nc")
 
