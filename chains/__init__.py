@@ -36,6 +36,9 @@ from .running._migrate_nnx import migrate_nnx as migrate_nnx
 from .running._param_groups import param_groups as param_groups
 from .running._precise_weights import PreciseWeightsState as PreciseWeightsState
 from .running._precise_weights import precise_weights as precise_weights
+from .running._shardings import init_sharded as init_sharded
+from .running._shardings import param_shardings as param_shardings
+from .running._shardings import state_shardings as state_shardings
 from .running._stored import Blocks as Blocks
 from .running._stored import PositiveBlocks as PositiveBlocks
 from .running._stored import StoredState as StoredState

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
 from jax.experimental.sparse import BCOO
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -186,11 +187,22 @@ def accumulators(params: Any, fill: Number = 0.0) -> Any:
     def accumulator(leaf):
         dtype = accumulator_dtype(leaf)
         if type(fill) is float and fill == 0:
-            return jnp.zeros_like(leaf, dtype)
+            return sharded_like(leaf, jnp.zeros_like(leaf, dtype))
         value = on_reals(lambda zero: zero + scalar(fill, zero))(jnp.zeros((), dtype))
-        return jnp.full_like(leaf, value, dtype)
+        return sharded_like(leaf, jnp.full_like(leaf, value, dtype))
 
     return jax.tree.map(accumulator, params)
+
+
+def sharded_like(leaf: Any, constant: jax.Array) -> jax.Array:
+    """A constant of the leaf's shape, which in a compiled function is sharded as the leaf is.
+
+    Otherwise a compiler with automatic axes, to which it has nothing to do with the leaf, would not shard it at all.
+    A cast of a plain constant would be one more constant to it; the barrier prevents that.
+    """
+    if not is_traced(leaf):
+        return constant
+    return shard_alike(lax.optimization_barrier(constant), lax.stop_gradient(leaf))[0]
 
 
 def mean_accumulator(leaf: Any, axis: int) -> jax.Array:
@@ -201,7 +213,7 @@ def mean_accumulator(leaf: Any, axis: int) -> jax.Array:
         spec = [None if index == axis else one for index, one in enumerate(sharding.spec)]
         return jnp.zeros(shape, accumulator_dtype(leaf), device=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
     if is_traced(leaf):  # the compiler, or the mesh, knows the sharding of a sum
-        return jnp.sum(jnp.zeros_like(leaf, accumulator_dtype(leaf)), axis, keepdims=True)
+        return jnp.sum(sharded_like(leaf, jnp.zeros_like(leaf, accumulator_dtype(leaf))), axis, keepdims=True)
     return jnp.zeros(shape, accumulator_dtype(leaf))
 
 

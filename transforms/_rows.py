@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental.sparse import BCOO
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 class _Rows:
@@ -24,11 +25,13 @@ class _Rows:
             return array
         if array.shape != self._shape:
             raise ValueError(f"a row-sparse gradient must have its table's shape {array.shape}, got {self._shape}")
-        return array.at[self._numbers].get(mode="clip")
+        return jnp.asarray(array).at[self._numbers].get(mode="clip", out_sharding=_of_rows(array))
 
     def put(self, array: jax.Array, rows: jax.Array) -> jax.Array:
         """The array with other values in the touched rows."""
-        return rows if self._numbers is None else array.at[self._numbers].set(rows, mode="drop", unique_indices=True)
+        if self._numbers is None:
+            return rows
+        return array.at[self._numbers].set(rows, mode="drop", unique_indices=True, out_sharding=_explicit(array))
 
 
 _ALL = _Rows(None)
@@ -44,6 +47,7 @@ def update_rows(
 ) -> tuple[Any, Any]:
     """Applies `tx.update` to the touched rows, as if they were the whole parameter; the others stay unchanged."""
     updates = jax.tree.map(lambda u: unique_rows(u) if is_rows(u) else u, updates, is_leaf=is_rows)
+    updates = _like_tables(updates, params)
     rows = jax.tree.map(
         lambda u: _Rows(u.indices[:, 0], u.shape) if is_rows(u) else _ALL, updates, is_leaf=_is_rows_or_none
     )
@@ -67,10 +71,60 @@ def unique_rows(gradient: BCOO) -> BCOO:
             "a row-sparse gradient must have one sparse dimension, the first, and no batch dimensions, got "
             f"n_batch={gradient.n_batch}, n_sparse={gradient.n_sparse}; row_gradient(table, ids, gradient) makes one"
         )
+    data, numbers = _whole(gradient.data), _whole(gradient.indices)
     if gradient.unique_indices:
-        return gradient
-    indices = jnp.where(gradient.indices < 0, gradient.indices + gradient.shape[0], gradient.indices)
-    return BCOO((gradient.data, indices), shape=gradient.shape).sum_duplicates(nse=gradient.nse)
+        return BCOO((data, numbers), shape=gradient.shape, unique_indices=True)
+    count, numbers = gradient.shape[0], numbers[:, 0]
+    numbers = jnp.where(numbers < 0, numbers + count, numbers)
+    numbers = jnp.where((numbers < 0) | (numbers > count), count, numbers)  # of no row; the padding has the same number
+    numbers, places = jnp.unique(numbers, size=len(numbers), fill_value=count, return_inverse=True)
+    data = jnp.zeros_like(data).at[places].add(data, out_sharding=_explicit(data))
+    return BCOO((data, numbers[:, None]), shape=gradient.shape, unique_indices=True)
+
+
+def add_rows(table: jax.Array, update: BCOO) -> jax.Array:
+    """The table with a row-sparse update added to it."""
+    rows = unique_rows(update)
+    data = _put(rows.data.astype(table.dtype), _of_rows(table))
+    return table.at[rows.indices[:, 0]].add(data, mode="drop", unique_indices=True, out_sharding=_explicit(table))
+
+
+# On a mesh with explicit axes, JAX has to be told where the results lie. (On any other, the compiler finds the same.)
+# Some rows of a table are on all devices that have any part of it, each with the columns that it has of the table.
+
+
+def _explicit(array: Any) -> NamedSharding | None:
+    """The sharding of an array on a mesh with explicit axes; `None` on any other."""
+    if not isinstance(array, jax.Array | jax.ShapeDtypeStruct):
+        return None
+    sharding = jax.typeof(array).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def _of_rows(table: Any, axes: int = 1) -> NamedSharding | None:
+    """The sharding of a table without that of its rows, the first axis (or the first few)."""
+    sharding = _explicit(table)
+    return sharding and sharding.update(spec=PartitionSpec(*[None] * axes, *sharding.spec[axes:]))
+
+
+def _whole(array: jax.Array, axes: int = 1) -> jax.Array:
+    """The array with its first axes not sharded any more."""
+    return _put(array, _of_rows(array, axes))
+
+
+def _put(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    return array if sharding is None else jax.sharding.reshard(array, sharding)
+
+
+def _like_tables(updates: Any, params: Any) -> Any:
+    """The updates, with rows that lie as those of their tables do, if these are known."""
+    if params is None:
+        return updates
+
+    def one(u: Any, p: Any) -> Any:
+        return BCOO((_put(u.data, _of_rows(p)), u.indices), shape=u.shape, unique_indices=True) if is_rows(u) else u
+
+    return jax.tree.map(one, updates, params, is_leaf=_is_rows_or_none)
 
 
 def is_rows(leaf: Any) -> bool:
@@ -86,6 +140,11 @@ def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.Arr
     """The gradient of a table from that of the rows that were looked up in it.
 
     Where the rows are x = table[ids], the table's gradient is G[r] = Σ_{i: ids_i = r} ∂L/∂x_i, and 0 in all other rows.
+
+    The table may be sharded by rows, by columns, or by both, on a mesh with automatic or explicit axes, and so are its
+    state and its updates. A step never sends the table, or anything of its size, from device to device: if the ids and
+    the gradient are sharded, it gathers these; if the table is sharded by rows, it adds up the touched rows of each
+    moment.
 
     Args:
         table: The table, (rows, *shape), or anything of its shape.
@@ -124,5 +183,6 @@ def row_gradient(table: Any, ids: jax.typing.ArrayLike, gradient: jax.typing.Arr
             f"row_gradient: gradient must have the shape of table[ids], got {gradient.shape} for a table {shape} and "
             f"ids {ids.shape}"
         )
-    numbers = ids.astype(jnp.promote_types(ids.dtype, jnp.int32)).reshape(-1, 1)  # narrower ones cannot index all rows
-    return BCOO((gradient.reshape(-1, *shape[1:]), numbers), shape=shape)
+    numbers = ids.astype(jnp.promote_types(ids.dtype, jnp.int32))  # narrower ones cannot index all rows
+    numbers, gradient = _whole(numbers, ids.ndim), _whole(gradient, ids.ndim)  # their sharded axes cannot be joined
+    return BCOO((gradient.reshape(-1, *shape[1:]), numbers.reshape(-1, 1)), shape=shape)

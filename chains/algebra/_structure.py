@@ -103,10 +103,18 @@ class Site(NamedTuple):
     clock: tuple[str, ...] = ()  # the wrappers that let it skip some steps, so that it counts fewer
 
 
-def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTransformation, state: Any) -> Any:
+def map_states(
+    fn: Callable[[Site, Any], Any],
+    where: str,
+    tx: optax.GradientTransformation,
+    state: Any,
+    *,
+    is_as_stored: bool = False,
+) -> Any:
     """The state of `tx` with `fn(site, state)` for the state of every link; `where` starts the error message.
 
-    `fn` gets the link's own state, with `None` in place of the state of what the link holds.
+    `fn` gets the link's own state, with `None` in place of the state of what the link holds. With `is_as_stored`, a
+    state that a link keeps in another form stays in that form.
     """
     seen: Counter[tuple[Groups, str]] = Counter()
 
@@ -147,9 +155,10 @@ def map_states(fn: Callable[[Site, Any], Any], where: str, tx: optax.GradientTra
                 is_live=_both(site.is_live, slot.is_live),
                 clock=(*site.clock, link.name) if slot.gates else site.clock,
             )
-            opened = held if slot.view is None else slot.view.open(held)
+            view = None if is_as_stored else slot.view
+            opened = held if view is None else view.open(held)
             new = visit_all(slot.links, slot.is_sequence, opened, within)
-            inner[slot.path] = new if slot.view is None else slot.view.close(new, opened, held)
+            inner[slot.path] = new if view is None else view.close(new, opened, held)
             if slot.kind == "label":
                 site = site._replace(stream=through(slot.links, site.stream, is_live=site.is_live))
         own = state
@@ -284,10 +293,13 @@ class StateArray(NamedTuple):
         return self.name if self.param is None else f"{self.name} {'/'.join(self.param)}".rstrip()
 
 
-def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, params: Any) -> list[StateArray]:
+def state_arrays(
+    where: str, tx: optax.GradientTransformation, state: Any, params: Any, *, is_as_stored: bool = False
+) -> list[StateArray]:
     """All arrays of a state, with what they mean and the parameters they belong to.
 
-    A vector of all parameters (`optax.flatten`) counts as one array per parameter.
+    A vector of all parameters (`optax.flatten`) counts as one array per parameter. With `is_as_stored`, a moment that
+    is stored in several arrays (codes and scales) counts as these, which belong to one parameter.
     """
     shapes = {words(path): np.shape(leaf) for path, leaf in leaves_with_path(params)}
     members = groups_of(flatten(where, tx), params)
@@ -301,10 +313,13 @@ def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, param
             field = Own() if path is None else fields[path]
             if site.is_flat and np.ndim(value) == 1 and (pieces := _pieces(site, shapes, members, np.size(value))):
                 for param, at, shape in pieces:
-                    piece = value[at : at + math.prod(shape)].reshape(shape)
+                    piece = _piece(value, at, shape)
                     found.append(StateArray(site, (*keys, param), piece, path or texts, field, param))
             elif isinstance(field, Moment | Weights) and path is not None:
-                found.append(StateArray(site, keys, value, path, field, texts[len(path) :]))
+                param = texts[len(path) :]
+                if is_as_stored:
+                    param = next((param[:at] for at in range(len(param) + 1) if param[:at] in shapes), param)
+                found.append(StateArray(site, keys, value, path, field, param))
             else:
                 # Without a declaration, an array whose path ends like a parameter's belongs to that parameter.
                 count = 0 if path else len(list(itertools.takewhile(_is_field, keys)))
@@ -315,8 +330,14 @@ def state_arrays(where: str, tx: optax.GradientTransformation, state: Any, param
                     found.append(StateArray(site, keys, value, path or texts, field, None))
         return own
 
-    map_states(note, where, tx, state)
+    map_states(note, where, tx, state, is_as_stored=is_as_stored)
     return found
+
+
+def _piece(vector: Any, at: int, shape: tuple[int, ...]) -> Any:
+    if isinstance(vector, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, vector.dtype)
+    return vector[at : at + math.prod(shape)].reshape(shape)
 
 
 def _pieces(

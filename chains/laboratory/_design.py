@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OWN_NAMES = ("variant", "point", "diverged", "failed")
+OWN_NAMES = ("variant", "point", "diverged", "failed", "status")
 
 
 class Design(NamedTuple):

@@ -71,7 +71,8 @@ def raise_together(error: Exception | None) -> None:
 
 def is_for_memory(error: BaseException) -> bool:
     """Whether a device or this machine ran out of memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    signs = ("RESOURCE_EXHAUSTED", "CompileTimeHbmOom", "Out of memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def message_of(error: BaseException) -> str:

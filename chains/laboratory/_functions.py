@@ -12,14 +12,22 @@ Variant = optax.GradientTransformation | Callable[..., optax.GradientTransformat
 
 
 class Function:
-    """`run` with the chain of one variant, as a function of a point; it remembers the last chain it built."""
+    """`run` with the chain of one variant, as a function of a point and the data; it remembers its last chain."""
 
-    def __init__(self, run: Callable[..., Metrics], variant: Variant | None, run_takes: list[str], takes: list[str]):
+    def __init__(
+        self,
+        run: Callable[..., Metrics],
+        variant: Variant | None,
+        run_takes: list[str],
+        takes: list[str],
+        has_data: bool = False,
+    ):
         self._run, self._variant, self._run_takes, self._takes = run, variant, run_takes, takes
+        self._has_data = has_data
         self.chain = ""
 
-    def __call__(self, point: dict[str, jax.Array]) -> Metrics:
-        rest = {name: point[name] for name in self._run_takes}
+    def __call__(self, point: dict[str, jax.Array], data: Any = None) -> Metrics:
+        rest = {name: point[name] for name in self._run_takes} | ({"data": data} if self._has_data else {})
         if self._variant is None:
             return self._run(**rest)
         tx = self._variant
@@ -32,16 +40,25 @@ class Function:
 
 
 def functions_of(
-    run: Callable[..., Metrics], axes: Mapping[str, Any], variants: Mapping[str, Variant] | None
+    run: Callable[..., Metrics],
+    axes: Mapping[str, Any],
+    variants: Mapping[str, Variant] | None,
+    has_data: bool = False,
 ) -> dict[str, Function]:
     """The function of a point for each variant, by its name; of the only one, "", without variants."""
+    if has_data and "data" in axes:
+        raise ValueError("sweep: an axis must not be called data where there are data, got 'data'")
     if variants is not None and not isinstance(variants, Mapping):
         raise TypeError(f"sweep: variants must be a dictionary from names to chains, got {variants!r}")
     if strangers := [name for name in variants or () if not isinstance(name, str)]:
         raise TypeError(f"sweep: the names of variants must be strings, got {strangers}")
     if variants is not None and not variants:
         raise ValueError(f"sweep: variants must be None or have at least one chain, got {variants!r}")
-    run_takes = _parameters("run", run, axes, skip=0 if variants is None else 1)
+    skip = 0 if variants is None else 1
+    run_takes = _parameters("run", run, {**axes, "data": None} if has_data else axes, skip)
+    if has_data and "data" not in run_takes:
+        raise ValueError(f"sweep: run must take the argument data, which the sweep is given, got {run!r}")
+    run_takes = [name for name in run_takes if name in axes]
     takes = {
         name: []
         if isinstance(variant, optax.GradientTransformation)
@@ -57,8 +74,8 @@ def functions_of(
             f"sweep: every axis must be taken by run or the variants, got {sorted(idle)}, which neither takes"
         )
     if variants is None:
-        return {"": Function(run, None, run_takes, [])}
-    return {name: Function(run, variant, run_takes, takes[name]) for name, variant in variants.items()}
+        return {"": Function(run, None, run_takes, [], has_data)}
+    return {name: Function(run, variant, run_takes, takes[name], has_data) for name, variant in variants.items()}
 
 
 def _parameters(what: str, function: Any, axes: Mapping[str, Any], skip: int = 0) -> list[str]:

@@ -1,81 +1,72 @@
-"""The results of a sweep so far, saved to a file so that it can resume after an interruption."""
+"""The results of a sweep so far: in memory, or in a file, from which an interrupted sweep resumes."""
 
-import json
+import contextlib
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ._design import Design
+from ._hosts import from_first_host, on_first_host
+from ._layout import DONE, FAILED, TO_DO, Layout, fill_of
 
 if TYPE_CHECKING:
     import xarray
 
-
-class Layout:
-    """What a sweep's table looks like, and where it comes from.
-
-    Attributes:
-        variants: The names of the variants; a single "" without variants.
-        has_variants: Whether the table has a dimension for them.
-        design: The points of each variant.
-        metrics: Shape and dtype of each metric at one point.
-        dims: The names of each metric's own dimensions.
-        attributes: The attributes of the table, such as the printed chains and the fingerprint.
-    """
-
-    def __init__(
-        self,
-        variants: list[str],
-        has_variants: bool,
-        design: Design,
-        metrics: Mapping[str, jax.ShapeDtypeStruct],
-        dims: Mapping[str, list[str]],
-        attributes: Mapping[str, str],
-    ):
-        self.variants = variants
-        self.has_variants = has_variants
-        self.design = design
-        self.metrics = metrics
-        self.dims = dims
-        self.attributes = attributes
-
-    @property
-    def identity(self) -> str:
-        """A string that changes when the computation, the points, the names or the share change."""
-        return _identity(self.attributes)
+    from ._lock import Lock
+    from ._saved import Saved
+    from ._zarr import Folder
 
 
 class Results:
     """The metrics of every point of every variant, and which of them are done.
 
-    While a sweep runs, they are saved next to `file`, in a file with the same name plus `.partial`.
+    Without a file they are in memory. With one, only the first of several hosts writes, and the values are on disk:
+    while the sweep runs in the folder with the same name plus `.partial`, a Zarr store that xarray reads at any time.
+    What `add` was given is there when it returns, also after a power failure. No other sweep may use the file then.
+
+    Used in a `with` statement, which frees the file at its end.
     """
 
     def __init__(self, layout: Layout, file: pathlib.Path | None):
         self._layout = layout
         self._file = file
-        self._partial = None if file is None else file.with_name(file.name + ".partial")
-        size = layout.design.size
-        self._done = {name: np.zeros(size, bool) for name in layout.variants}
-        self._values = {
-            name: {metric: _blank((size, *like.shape), like.dtype) for metric, like in layout.metrics.items()}
-            for name in layout.variants
-        }
-        self._errors: dict[str, dict[int, str]] = {name: {} for name in layout.variants}
-        if file is not None and file.exists():
-            self._take(finished(file, layout))
-        if self._partial is not None and self._partial.exists():
-            self._load(self._partial)
-        if file is not None:
-            multihost_utils.sync_global_devices("sweep: the file is read")
+        self._errors: dict[tuple[int, int], str] = {}
+        self._status = np.zeros((len(layout.variants), layout.design.size), np.uint8)
+        self._values = {}
+        self._lock: Lock | None = None
+        self._folder: Folder | None = None
+        if file is None:
+            for name, (_, shape, dtype) in layout.variables.items():
+                own = shape[layout.has_variants + len(layout.design.shape) :]
+                self._values[name] = np.full((*self._status.shape, *own), fill_of(dtype))
+        else:
+            on_first_host(self._open)
+            self._status = from_first_host(self._status)
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def left(self, variant: str) -> np.ndarray:
-        """The flat indices of the points that are not done."""
-        return np.flatnonzero(~self._done[variant])
+        """The flat indices of the points that are not done, including those that failed."""
+        at = self._layout.variants.index(variant)
+        return np.flatnonzero((self._status[at] != DONE) & self._layout.own[at])
+
+    def reserve(self, points: int) -> None:
+        """Raises if there is no room for so many more points in the file."""
+        if self._file is not None:
+            on_first_host(lambda: self._check_room(points))
 
     def add(
         self,
@@ -84,147 +75,266 @@ class Results:
         metrics: Mapping[str, np.ndarray],
         errors: Mapping[int, str] | None = None,
     ) -> None:
-        """Adds the metrics of some points and writes everything to the file; points with an error stay to be done."""
-        for metric, values in metrics.items():
-            self._values[variant][metric][indices] = values
-        self._done[variant][indices] = True
+        """Adds some points of a variant, and writes them to the file.
+
+        Args:
+            variant: Its name.
+            indices: The flat indices of the points, in any order.
+            metrics: The metrics of these points, in the same order.
+            errors: Messages by flat index: these of the points failed, and what `metrics` has for them is ignored. If
+                all of them failed, `metrics` may be empty.
+        """
+        at = self._layout.variants.index(variant)
+        errors = errors or {}
+        failed = np.isin(indices, list(errors))
+        values = {}
+        diverged = np.zeros(len(indices), bool)
+        for name, like in self._layout.metrics.items():
+            if failed.any():
+                values[name] = np.full((len(indices), *like.shape), fill_of(like.dtype))
+                if not failed.all():
+                    values[name][~failed] = metrics[name][~failed]
+            else:
+                values[name] = metrics[name]
+            diverged |= ~np.isfinite(values[name]).all(axis=tuple(range(1, 1 + len(like.shape))))
+        values["diverged"] = diverged & ~failed
+        status = np.where(failed, np.uint8(FAILED), np.uint8(DONE))
+        if self._file is None:
+            for name, found in values.items():
+                self._values[name][at, indices] = found
+        else:
+            on_first_host(lambda: self._write(at, indices, values, status))
+        self._status[at, indices] = status
         for index in indices.tolist():
-            self._errors[variant].pop(index, None)
-        for index, message in (errors or {}).items():
-            self._done[variant][index] = False
-            self._errors[variant][index] = message
-            for values in self._values[variant].values():
-                values[index] = _blank(values.shape[1:], values.dtype)
-        if self._partial is not None and jax.process_index() == 0:
-            _replace(self._partial, self._save)
+            self._errors.pop((at, index), None)
+        self._errors.update({(at, index): text for index, text in errors.items()})
+
+    def absorb(self, saved: "Saved") -> list[str]:
+        """Adds the points of a saved table of this sweep, finished or not, that are not done here.
+
+        Returns:
+            What of it is damaged; points in it are left out.
+        """
+        damage, errors = [*saved.flaws], saved.errors()
+        for piece in saved.pieces():
+            if piece.damage:
+                damage.append(piece.damage)
+                continue
+            new = self._status[piece.variant, piece.indices] != DONE
+            if new.any():
+                indices = piece.indices[new]
+                metrics = {name: piece.metrics[name][new] for name in self._layout.metrics}
+                failed = indices[piece.status[new] == FAILED].tolist()
+                texts = {index: errors.get((piece.variant, index), "unknown") for index in failed}
+                self.add(self._layout.variants[piece.variant], indices, metrics, texts)
+        return damage
 
     def finish(self) -> "xarray.Dataset":
-        """The table of all results; writes the file itself and removes the partial one."""
-        table = self._table()
-        if self._file is not None and self._partial is not None:
-            if jax.process_index() == 0:
-                write(self._file, table)
-                self._partial.unlink(missing_ok=True)
-            multihost_utils.sync_global_devices("sweep: the file is written")
-        return table
+        """The table of all results; writes the file itself, and removes what else there was."""
+        if self._file is None:
+            return self._table()
+        on_first_host(self._finish)
+        return _load(self._file, self._layout)
 
     def _table(self) -> "xarray.Dataset":
-        import xarray
+        variables = {
+            name: (dims, self._values[name].reshape(shape)) for name, (dims, shape, _) in self._layout.variables.items()
+        }
+        dims, shape = self._layout.flags
+        variables["failed"] = (dims, (self._status == FAILED).reshape(shape))
+        table = self._layout.coords().assign(variables).assign_attrs(self._layout.described(self._errors))
+        return _with_names(table, self._layout)
 
-        dims, shape = self._layout.design.dims, self._layout.design.shape
-        variables, diverged = {}, np.zeros((len(self._values), *shape), bool)
-        failed = np.zeros((len(self._values), self._layout.design.size), bool)
-        for row, errors in zip(failed, self._errors.values()):
-            row[list(errors)] = True
-        failed = failed.reshape(len(failed), *shape)
-        done = np.stack(list(self._done.values())).reshape(failed.shape)
-        for metric, own_dims in self._layout.dims.items():
-            stacked = np.stack([values[metric] for values in self._values.values()])
-            stacked = stacked.reshape(len(stacked), *shape, *stacked.shape[2:])
-            variables[metric] = (["variant", *dims, *own_dims], stacked)
-            diverged |= ~np.isfinite(stacked).all(axis=tuple(range(1 + len(shape), stacked.ndim)))
-        variables["diverged"] = (["variant", *dims], diverged & done)
-        variables["failed"] = (["variant", *dims], failed)
-        coords = {"variant": self._layout.variants, **self._layout.design.coords}
-        attributes = {**self._layout.attributes, "errors": json.dumps(self._described_errors())}
-        table = xarray.Dataset(variables, coords, attributes)
-        return table if self._layout.has_variants else table.isel(variant=0, drop=True)
+    # What follows happens on the first host.
 
-    def _described_errors(self) -> list[dict]:
-        return [
-            {
-                **({"variant": variant} if self._layout.has_variants else {}),
-                **self._layout.design.coordinates(index),
-                "error": message,
-            }
-            for variant, errors in self._errors.items()
-            for index, message in sorted(errors.items())
-        ]
+    @property
+    def _partial(self) -> pathlib.Path:
+        assert self._file is not None
+        return self._file.with_name(self._file.name + ".partial")
 
-    def _take(self, table: "xarray.Dataset") -> None:
-        """Takes what a finished file holds; its failed points are to be done again."""
-        if not self._layout.has_variants:
-            table = table.expand_dims("variant")
-        for at, name in enumerate(self._layout.variants):
-            self._done[name][...] = ~table["failed"].values[at].ravel()
-            for metric, values in self._values[name].items():
-                values[...] = table[metric].values[at].reshape(values.shape)
+    def _open(self) -> None:
+        from ._lock import Lock
+        from ._saved import Saved
+        from ._zarr import NEW, Folder, check_names, repair
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {}
-        for at, name in enumerate(self._done):
-            arrays[f"{at}/done"] = self._done[name]
-            arrays.update({f"{at}/metrics/{metric}": values for metric, values in self._values[name].items()})
-        return arrays
-
-    def _save(self, new: pathlib.Path) -> None:
-        with new.open("wb") as stream:
-            identity = np.array(self._layout.identity)
-            errors = np.array(json.dumps(self._errors))
-            np.savez(stream, allow_pickle=False, identity=identity, errors=errors, **self._arrays())
-
-    def _load(self, partial: pathlib.Path) -> None:
+        assert self._file is not None
+        with self._saying_what_is_missing():
+            self._lock = Lock(self._file)
         try:
-            with np.load(partial) as file:
-                saved = dict(file)
-            identity = str(saved["identity"])
-        except (OSError, EOFError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"sweep: {str(partial)!r} must be a sweep's, got {error}; remove it to start again"
-            ) from None
-        _refuse_another(identity, self._layout.identity, partial)
-        for key, array in self._arrays().items():
-            array[...] = saved[key]
-        for variant, errors in json.loads(str(saved["errors"])).items():
-            self._errors[variant] = {int(index): message for index, message in errors.items()}
+            for leftover in (self._file, self._partial):
+                _remove(leftover.with_name(leftover.name + NEW))
+            check_names(self._layout)
+            if self._partial.exists():
+                with self._saying_what_is_missing():
+                    self._folder = Folder.open(self._partial, self._layout)
+                self._status, damage = self._folder.status()
+                if damage:
+                    for at, status in enumerate(self._status):
+                        self._folder.forget(at, status)
+                    self._warn(self._partial, damage)
+            broken = self._file.with_name(self._file.name + ".damaged")
+            for other in (self._file, broken):
+                if other.exists():
+                    if other == broken and other.is_dir():
+                        repair(other, self._layout, "failed")
+                    with Saved(other, self._layout) as saved:
+                        damage = self.absorb(saved)
+                    if other == broken or damage:
+                        self._warn(other, damage)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _warn(self, path: pathlib.Path, damage: list[str]) -> None:
+        intact, points = int((self._status != TO_DO).sum()), self._layout.count
+        listed = ", ".join(damage[:5]) + (f" and {len(damage) - 5} more" if len(damage) > 5 else "")
+        warnings.warn(
+            f"sweep: {str(path)!r} is damaged: {listed or 'nothing that matters'}; {intact} of {points} points are "
+            "intact, the others are run again",
+            stacklevel=2,
+        )
+
+    def _write(self, at: int, indices: np.ndarray, values: Mapping[str, np.ndarray], status: np.ndarray) -> None:
+        from ._zarr import Folder
+
+        with self._saying_what_is_missing():
+            if self._folder is None:
+                self._folder = Folder.create(self._partial, self._layout, len(indices))
+            self._folder.add(at, indices, values, status, self._status[at])
+
+    def _finish(self) -> None:
+        from ._zarr import Folder, drop_status, sync_folder
+
+        assert self._file is not None
+        with self._saying_what_is_missing():
+            if self._folder is None:  # a share without any point
+                self._folder = Folder.create(self._partial, self._layout, self._layout.design.size)
+            old = self._file.with_name(self._file.name + ".old")
+            if _is_zarr(self._file):
+                self._folder.finish(self._status, self._errors)
+                self._folder.close()
+                if self._file.exists():
+                    _remove(old)
+                    self._file.rename(old)
+                self._partial.rename(self._file)
+                sync_folder(self._file.parent)
+                if (self._status != TO_DO).all():
+                    drop_status(self._file)
+            else:
+                from ._netcdf import write_netcdf
+
+                pieces = self._folder.pieces(self._status)
+                write_netcdf(self._file, self._layout, self._folder.blocks, pieces, self._status, self._errors)
+                self._folder.close()
+        for leftover in (self._partial, old, self._file.with_name(self._file.name + ".damaged")):
+            _remove(leftover)
+
+    def _check_room(self, points: int) -> None:
+        assert self._file is not None
+        needed = points * self._layout.bytes_per_point
+        whole = 0 if _is_zarr(self._file) else self._status.size * self._layout.bytes_per_point
+        free = shutil.disk_usage(self._file.parent).free
+        if needed + whole > free:
+            rest = f" while the sweep runs and {_mib(whole)} for the file at its end" if whole else ""
+            raise OSError(
+                f"sweep: file must be where there is room, got {str(self._file)!r}, which needs {_mib(needed)}{rest}; "
+                f"{_mib(free)} are free"
+            )
+        limit = _largest_file()
+        if whole > limit:
+            raise OSError(
+                f"sweep: file must not be larger than this process may write, {_mib(limit)}, got {str(self._file)!r}, "
+                f"which will have {_mib(whole)}; raise the limit (ulimit -f), or use a name that ends with .zarr"
+            )
+
+    @contextlib.contextmanager
+    def _saying_what_is_missing(self) -> Iterator[None]:
+        """Explains the errors of the operating system."""
+        assert self._file is not None
+        try:
+            yield
+        except OSError as error:
+            missing = int(((self._status == TO_DO) & self._layout.own).sum()) * self._layout.bytes_per_point
+            try:
+                free = _mib(shutil.disk_usage(self._file.parent).free)
+            except OSError:
+                free = "unknown"
+            raise OSError(
+                f"sweep: file must be where it can be written, got {str(self._file)!r}: {error}; the points to do need "
+                f"{_mib(missing)}, and {free} are free; what is done is kept: call sweep again to go on"
+            ) from error
 
 
 def finished(file: pathlib.Path, layout: Layout) -> "xarray.Dataset | None":
-    """The table in a file, if there is one; all hosts look before any of them goes on.
+    """The table in a file, if there is one and no point of it failed; all hosts look before any of them goes on.
 
     Raises:
-        ValueError: If the file holds something else, or if only some hosts see it.
+        ValueError: If the file holds something else or is damaged, or if only some hosts see it.
     """
-    import xarray
-
     seen = multihost_utils.process_allgather(np.array([file.exists(), file.with_name(file.name + ".partial").exists()]))
     if (seen != seen[0]).any():
         raise ValueError(f"sweep: file must be one that all hosts see, got {str(file)!r}, which only some of them do")
     if not file.exists():
         return None
+    complete = np.zeros((), bool)
+
+    def check() -> None:
+        complete[...] = _is_complete(file, layout)
+
+    on_first_host(check)
+    return _load(file, layout) if from_first_host(complete) else None
+
+
+def _is_complete(file: pathlib.Path, layout: Layout) -> bool:
+    """Whether all points of a finished file are done; raises if it is damaged."""
+    from ._saved import Saved
+
+    with Saved(file, layout) as saved:
+        damage, intact = [*saved.flaws], 0
+        for piece in saved.pieces():
+            if piece.damage:
+                damage.append(piece.damage)
+            else:
+                intact += len(piece.indices)
+        if damage:
+            raise saved.damaged(", ".join(damage[:5]), intact)
+        return saved.is_complete
+
+
+def _load(file: pathlib.Path, layout: Layout) -> "xarray.Dataset":
+    import xarray
+
+    from ._zarr import open_folder
+
+    is_share = layout.share is not None
+    table = open_folder(file, has_gaps=is_share) if file.is_dir() else xarray.load_dataset(file, engine="h5netcdf")
+    return _with_names(table, layout)
+
+
+def _with_names(table: "xarray.Dataset", layout: Layout) -> "xarray.Dataset":
+    """The table with the names of the variants as NumPy's strings, which each file format reads as something else."""
+    return table.assign_coords(variant=np.array(layout.variants)) if layout.has_variants else table
+
+
+def _is_zarr(file: pathlib.Path) -> bool:
+    return file.suffix == ".zarr"
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _largest_file() -> float:
     try:
-        table = xarray.load_dataset(file, engine="h5netcdf")
-    except OSError as error:
-        raise ValueError(f"sweep: file must be new or hold this sweep, got {str(file)!r}: {error}") from None
-    _refuse_another(_identity(table.attrs), layout.identity, file)
-    return table
+        import resource
+    except ImportError:  # not a POSIX system
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
-def write(file: pathlib.Path, table: "xarray.Dataset") -> None:
-    """Writes a table atomically."""
-    _replace(file, lambda new: table.to_netcdf(new, engine="h5netcdf"))
-
-
-def _blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The values of a metric where there is none: NaN, 0 or False."""
-    return np.full(shape, np.nan if np.issubdtype(dtype, np.inexact) else 0, dtype)
-
-
-def _replace(file: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes a file atomically: an interruption leaves the old one intact."""
-    new = file.with_name(file.name + ".new")
-    write(new)
-    new.replace(file)
-
-
-def _identity(attributes: Mapping[str, str]) -> str:
-    return f"{attributes.get('fingerprint')} {attributes.get('share', '')}"
-
-
-def _refuse_another(found: str, expected: str, file: pathlib.Path) -> None:
-    """Raises if a file belongs to another sweep."""
-    if found != expected:
-        raise ValueError(
-            f"sweep: file must be new or hold this sweep, got {str(file)!r}, which holds one with another function, "
-            "grid, points, variants or share; remove it or use another"
-        )
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -19,8 +19,10 @@ from ._design import OWN_NAMES, Design, design_of
 from ._executor import Executor, check_executor, computed_by
 from ._failures import Computed, divide
 from ._functions import Function, Metrics, Variant, functions_of
-from ._results import Layout, Results, finished
-from ._shares import check_share, own_points
+from ._interrupt import late_interrupts
+from ._layout import Layout, check_share
+from ._placement import MeshPerPoint, Placement
+from ._results import Results, finished
 from ._sweep_points import Points
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def sweep(
     variants: Mapping[str, Variant] | None = None,
     *,
     points: Mapping[str, Sequence[float] | np.ndarray | jax.Array] | None = None,
+    data: Any = None,
+    mesh_per_point: MeshPerPoint = None,
     metric_dims: Mapping[str, Sequence[str]] | None = None,
     chunk_size: int | None = None,
     batch_size: int | None = None,
@@ -45,13 +49,14 @@ def sweep(
     """Trains at every point of a grid or a list, many points in one compiled call, and labels the results.
 
     The result at (v, a, b, …) is that of `run` with the chain of variant v and the hyperparameters a, b, …. It is what
-    a loop over all points would return, but compiled once for each variant and device, however many points there are.
+    a loop over all points would return, but compiled once for each variant, however many points and devices there are.
     Points are independent: one that diverges has NaN or infinity in its own place, and `True` in the variable
     `diverged`; one that raises an error in mid-run has `True` in `failed`.
 
     Several devices share the points, and so do the cores of a CPU, and several hosts that have called
     `jax.distributed.initialize` (all of them must call `sweep` with the same arguments; all of them get the result).
     An `executor` hands them to other processes, and `share` takes a part of them.
+    A mesh that `jax.set_mesh` has set around the sweep has no effect on it.
 
     Args:
         run: What to compute at a point: a function that JAX can trace, from hyperparameters by name to a dictionary of
@@ -63,19 +68,33 @@ def sweep(
         points: Hyperparameters that vary together, as in a random search: columns of equal length by name, in a
             dictionary or a data frame. Each row is a point, and duplicates are fine. With `grid` too, every row is run
             at every cell of the grid, such as every seed.
+        data: Arrays that every point reads, in a tree; `run` takes them as its argument `data`. They are placed on each
+            device once. Arrays that `run` closes over instead are a part of the compiled program: 100 MB of them take
+            some seconds and several copies.
+        mesh_per_point: The mesh that each point runs on, where one device is too small or too slow: the sizes of its
+            axes by name, such as `{"data": 2, "model": 2}`, or a `jax.sharding.AbstractMesh`, if its axes are to be
+            explicit. `run` may then use `jax.shard_map`, `jax.lax.with_sharding_constraint` and `jax.sharding.reshard`
+            with these axes, as under `jax.set_mesh`. Each host runs as many points at a time as it has such meshes, and
+            compiles for each of them; the devices of a mesh must divide those of a host. Arrays of `data` that have a
+            `jax.sharding.NamedSharding` are divided in the same way on the mesh of each point; others are replicated.
+            The metrics are those of a single device up to rounding. If `None`, a point runs on one device.
         metric_dims: Names for the metrics' own dimensions, such as `{"loss": ["epoch"]}`; the default is `"loss_0"` and
             so on.
-        chunk_size: How many points to run in one call, at least 1, rounded up to whole batches on all devices (on CPUs:
-            on all cores). The progress bar counts chunks, and an interruption loses at most one. If `None`, a sixteenth
-            of the points on a CPU and all of them on an accelerator, but never more than fit into half of the free
-            memory; with an executor, the 256th part, which is little for accelerators. The results do not depend on it.
-        batch_size: How many of them to run side by side, under `jax.vmap`, at least 1. If `None`, one on a CPU, where
-            running them one after the other is as fast, and all on an accelerator. Compilers round differently for
-            different batches, so results agree bit for bit only for the same batch size.
-        file: Where to save the results, as NetCDF. An interrupted sweep that is called again with the same file resumes
-            after the last finished chunk, and a finished one is read, or its failed points are tried again. Several
-            hosts need a file that all of them see. Sweeps are identified by their computation; callbacks into Python
-            (`jax.pure_callback`) count as the same whatever they do.
+        chunk_size: How many points to run before their results are added and saved, at least 1, rounded up to whole
+            batches on all devices (on CPUs: on all cores). The progress bar counts chunks, and an interruption loses at
+            most one. If `None`, a sixteenth of the points; with an executor, the 256th part. The results do not depend
+            on it.
+        batch_size: How many of them to run side by side on a device, under `jax.vmap`, at least 1. If `None`, one on a
+            CPU, where running them one after the other is as fast, and one with `mesh_per_point`. On an accelerator, as
+            many as keep 256 MiB alive, or a sixteenth of its points if that is more, but never more than fit into half
+            of the free memory, nor than the compiler has room for. Compilers round differently for different batches,
+            so results agree bit for bit only for the same batch size.
+        file: Where to save the results: as Zarr if the name ends with `.zarr`, else as NetCDF. An interrupted sweep
+            that is called again with the same file resumes after the last finished chunk, and a finished one is read;
+            if points of it failed, only they are run again. Only one sweep at a time may use a file. The values are on
+            disk, not in memory: a table from Zarr reads them when they are used, and only one from NetCDF is loaded at
+            the end. Several hosts need a file that all of them see. Sweeps are identified by their computation;
+            callbacks into Python (`jax.pure_callback`) count as the same whatever they do.
         on_error: What a point does that raises an error while it runs, as a callback into Python may: `"record"`, the
             default, finds it by dividing the call, goes on with the others, keeps the error's message and its place in
             the attribute `errors`, and warns at the end; `"raise"` stops the sweep. Errors before anything runs, and
@@ -98,11 +117,18 @@ def sweep(
     Raises:
         ValueError: If an axis is empty, has a duplicate value or is not used, if columns differ in length, if `run` or
             a variant takes an argument that is not an axis, if variants differ in their signatures or metrics, if names
-            collide, if `file` holds another sweep, if there is no such share, or if an executor would fork. All of this
-            is checked before anything is compiled.
-        TypeError: If an axis or a metric is not numeric, or a variant is not a chain.
+            collide, if `mesh_per_point` does not fit the devices, if there is no such share, if an executor would fork,
+            or if `file` holds another sweep, is damaged or is in use. All of this is checked before anything is
+            compiled.
+        TypeError: If an axis, a metric or `data` is not numeric, or a variant is not a chain.
+        MemoryError: If a point, or `batch_size` points side by side, do not fit into a device's memory.
         RuntimeError: If an executor is broken, or if a worker fails as a whole, or at a point with `on_error="raise"`.
-        ImportError: If xarray, h5netcdf, h5py, psutil, tqdm or cloudpickle is missing: `pip install "linkax[sweep]"`.
+        OSError: If `file` cannot be written or there is no room for it, which is also checked before; or if this
+            happens later: what is done is kept.
+        KeyboardInterrupt: On Ctrl-C. With a file the running chunk is finished and saved first; Ctrl-C again stops at
+            once.
+        ImportError: If xarray, h5netcdf, h5py, zarr, psutil, tqdm or cloudpickle is missing:
+            `pip install "linkax[sweep]"`.
 
     Warns:
         RuntimeWarning: If points failed.
@@ -136,7 +162,7 @@ def sweep(
     """
     tqdm = _extras()
     design = design_of(grid, points)
-    functions = functions_of(run, design.axes, variants)
+    functions = functions_of(run, design.axes, variants, has_data=data is not None)
     for name, count in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
             raise ValueError(f"sweep: {name} must be an integer of at least 1 or None, got {count!r}")
@@ -146,45 +172,40 @@ def sweep(
         check_executor(executor)
     if share is not None:
         share = check_share(share)
-    path = None if file is None else pathlib.Path(file)
+    path = None if file is None else pathlib.Path(file).absolute()
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
-    arguments = {name: (function, design) for name, function in functions.items()}
+    placement = Placement(data, mesh_per_point)
+    arguments = {name: (function, design, placement) for name, function in functions.items()}
     runs = {name: Points(*its) for name, its in arguments.items()}
     dims = _dims(runs, design, metric_dims or {})
     metrics = next(iter(runs.values())).metrics
     described = _described(runs, functions, design, dims)
-    if share is not None:
-        described["share"] = f"{share[0]} of {share[1]}"
-    layout = Layout(list(runs), variants is not None, design, metrics, dims, described)
+    layout = Layout(list(runs), variants is not None, design, metrics, dims, described, share)
     if path is not None:
         names = {*design.axes, *dims}.union(*dims.values())
         if slashed := sorted(name for name in names if "/" in name):
             raise ValueError(f"sweep: names must not contain '/', which has another use in NetCDF, got {slashed}")
-        if (table := finished(path, layout)) is not None and not table["failed"].any():
+        if (table := finished(path, layout)) is not None:
             return table
 
-    results = Results(layout, path)
-    left = {name: results.left(name) for name in runs}
-    total = design.size * len(runs)
-    if share is not None:
-        own = {name: own_points(share, at, len(runs), design.size) for at, name in enumerate(runs)}
-        left = {name: np.intersect1d(left[name], own[name]) for name in runs}
-        total = sum(map(len, own.values()))
-    failed = 0
-    if executor is None:
-        computed = _computed(runs, left, chunk_size, batch_size, on_error)
-    else:
-        computed = computed_by(executor, arguments, runs, left, design.size, chunk_size, batch_size, on_error)
-    bar = tqdm.tqdm(total=total, desc="sweep", unit="run", disable=not progress)
-    with bar, contextlib.closing(computed):  # closed, it cancels what is under way
-        bar.update(total - sum(map(len, left.values())))
-        for name, indices, (values, errors) in computed:
-            results.add(name, indices, values, errors)
-            failed += len(errors)
-            bar.set_postfix_str(f"{name}, {failed} failed" if failed else name)
-            bar.update(len(indices))
-    table = results.finish()
+    with Results(layout, path) as results, late_interrupts(path is not None) as stop_if_interrupted:
+        left = {name: results.left(name) for name in runs}
+        total, to_do, failed = layout.count, sum(map(len, left.values())), 0
+        results.reserve(to_do)
+        if executor is None:
+            computed = _computed(runs, left, chunk_size, batch_size, on_error)
+        else:
+            computed = computed_by(executor, arguments, runs, left, design.size, chunk_size, batch_size, on_error)
+        bar = tqdm.tqdm(total=total, initial=total - to_do, desc="sweep", unit="run", disable=not progress)
+        with bar, contextlib.closing(computed):  # closed, it cancels what is under way
+            for name, indices, (values, errors) in computed:
+                results.add(name, indices, values, errors)
+                failed += len(errors)
+                bar.set_postfix_str(f"{name}, {failed} failed" if failed else name)
+                bar.update(len(indices))
+                stop_if_interrupted()
+        table = results.finish()
     if failed:
         warnings.warn(
             f"sweep: {failed} of {total} points failed, the first with: {json.loads(table.attrs['errors'])[0]}; the "
@@ -219,6 +240,7 @@ def _extras() -> Any:
         import psutil  # noqa: F401
         import tqdm
         import xarray  # noqa: F401
+        import zarr  # noqa: F401
     except ImportError as error:
         raise ImportError(f'sweep: {error.name} is missing; run pip install "linkax[sweep]"') from error
     return tqdm

@@ -1,1 +1,1 @@
-"""What wraps or changes a running optimizer: parameter groups, `live`, `migrate`, and applying its updates."""
+"""What wraps, changes or places a running optimizer: groups, `live`, `migrate`, shardings, applying its updates."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from linkax.transforms._leaves import check_leaves, dtype_of, is_one_leaf
-from linkax.transforms._rows import is_rows, unique_rows
+from linkax.transforms._rows import add_rows, is_rows
 from linkax.transforms._trees import is_missing
 
 
@@ -50,8 +50,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> Any:
             return p
         p = jnp.asarray(p)
         if is_rows(u):
-            rows = unique_rows(u)
-            return p.at[rows.indices[:, 0]].add(rows.data.astype(p.dtype), mode="drop", unique_indices=True)
+            return add_rows(p, u)
         return (p + u).astype(p.dtype)
 
     return jax.tree.map(add, updates, params, is_leaf=is_one_leaf)

@@ -12,6 +12,7 @@ from linkax.transforms._trees import path_text
 
 from ..algebra._paths import words
 from ..algebra._structure import StateArray, state_arrays, with_arrays
+from ._devices import put_like, sharding_of
 from ._weight_bits import LOW, nearest, widen
 
 
@@ -66,12 +67,13 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
     Args:
         tx: The optimizer, with any wrappers around `precise_weights`.
         state: Its state. Not changed.
-        params: Parameters of the right shapes and dtypes. Not changed.
+        params: Parameters of the right shapes and dtypes, or their shapes. Not changed.
         weights: The weights, in a tree like the parameters: float32 where these are bfloat16 or float16.
 
     Returns:
-        The parameters, each the nearest to its weight, and the state. Where nothing is stored for a weight (a chain
-        without `precise_weights`, stochastic rounding), the difference is lost.
+        The parameters, each the nearest to its weight, and the state; both in the shards of those given, whatever the
+        weights are in. Where nothing is stored for a weight (a chain without `precise_weights`, stochastic rounding),
+        the difference is lost.
 
     Raises:
         ValueError: If `state` is not a state of `tx`, or `weights` has a different tree or different shapes from
@@ -94,7 +96,7 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
     values: dict[Any, Any] = {}
 
     def set_one(path: Any, p: Any, weight: Any) -> Any:
-        p = jnp.asarray(p)
+        p = p if isinstance(p, jax.ShapeDtypeStruct) else jnp.asarray(p)
         if jnp.issubdtype(p.dtype, jnp.inexact) and not jnp.issubdtype(dtype_of(weight), jnp.inexact):
             raise TypeError(
                 "with_full_weights: weights must be floating-point where the parameters are, got "
@@ -102,12 +104,12 @@ def with_full_weights(tx: optax.GradientTransformation, state: Any, params: Any,
             )
         array, field = kept.get(words(path), (None, None))
         if p.dtype not in LOW:
-            return jnp.asarray(weight, p.dtype)
-        weight = jnp.asarray(weight, jnp.float32)
+            return put_like(weight, p)
+        weight = put_like(weight, jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=sharding_of(p)))
         if array is None or field is None:
             return nearest(weight, p).astype(p.dtype)
         new = field.nearest(weight, p)
-        values[array.place] = field.kept(new, weight)
+        values[array.place] = put_like(field.kept(new, weight), array.value)
         return new
 
     params = jax.tree_util.tree_map_with_path(set_one, params, weights)

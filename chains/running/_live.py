@@ -16,6 +16,7 @@ from linkax.transforms._link import recall, refuse_setting, remember
 
 from ..algebra._chain import Chain, chain
 from ..algebra._structure import Path, explain_state, get_at, part_at, parts, rewrite
+from ._devices import put_like
 from ._knobs import Knob, Panel, Target
 
 
@@ -109,6 +110,8 @@ class Live(optax.GradientTransformationExtraArgs):
     ) -> LiveState:
         """Returns the state with some live hyperparameters set; a compiled step takes it without recompiling.
 
+        The new values are on the devices on which the old ones are, in all processes if there are several.
+
         Args:
             state: The optimizer's state. Not changed.
             values: New values by name, for names with dots: `{"head.learning_rate": 1e-3}`.
@@ -144,7 +147,7 @@ class Live(optax.GradientTransformationExtraArgs):
         _with_values(self.chain, self._found, new)  # the links check the ranges
         # (Flax NNX wraps the arrays of a state; a tree map keeps the wrappers.)
         arrays = {
-            name: jax.tree.map(lambda old, value=value: jnp.asarray(value, old.dtype), state.hyperparams[name])
+            name: jax.tree.map(lambda old, value=value: put_like(value, old), state.hyperparams[name])
             for name, value in new.items()
         }
         return state._replace(hyperparams={**state.hyperparams, **arrays})

@@ -29,6 +29,7 @@ from ..algebra._structure import (
     state_arrays,
     with_arrays,
 )
+from ._devices import put_beside, put_like, sharding_of
 
 Param = tuple[str, ...]
 
@@ -127,12 +128,16 @@ def migrate(
     parameters of different ages that are put together; these are listed as `mixed`. Putting them in a separate group
     avoids that.
 
+    An array that is kept stays in its shards. A new moment is sharded as its parameter is, and a new count is
+    replicated on the devices of the parameters, so that the next step finds its state where it will leave it. An old
+    state that is not on the devices of the parameters, or on the host, goes to them shard by shard.
+
     Args:
         old_tx: The optimizer that made `old_state`.
         old_state: Its state, which may be wrapped as Flax NNX's `optimizer.opt_state`. Not changed.
         new_tx: The optimizer to continue with; it may be the same, for other parameters.
-        params: The parameters to continue with; for Flax NNX, `nnx.state(model, nnx.Param)`. They may be nested
-            differently, such as `{"params": params}`, if their paths are the same except for a common prefix.
+        params: The parameters to continue with, or their shapes; for Flax NNX, `nnx.state(model, nnx.Param)`. They may
+            be nested differently, such as `{"params": params}`, if their paths are the same except for a common prefix.
         steps: The number of steps taken, if the old state does not count them and the new one must.
         keep_live: Whether to keep the values that `live` and `optax.inject_hyperparams` hold in their states; otherwise
             the new optimizer's numbers apply.
@@ -181,7 +186,7 @@ def migrate(
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0):
         raise ValueError(f"migrate: steps must be an integer of at least 0, got {steps!r}")
     flatten("migrate: old_state", old_tx)
-    fresh = new_tx.init(params)
+    fresh = put_beside(params, new_tx.init(params))
     _check_types(old_tx, old_state, params)
     _check_opaque(old_tx, new_tx)
     params = params.fast if isinstance(params, optax.LookaheadParams) else params  # the ones that have state
@@ -215,7 +220,7 @@ def migrate(
             if array.is_count and array.clock != new_clocks[array.site.groups]:
                 taken = outside.get((source or (), array.clock), outside.get(((), array.clock), taken))
             value = None if source is None else _counted(array, taken, missing, notes)
-            values |= {} if value is None else {array.place: jnp.asarray(value, array.value.dtype)}
+            values |= {} if value is None else {array.place: put_like(value, array.value)}
     if missing:
         raise ValueError(
             f"migrate: steps must say how many steps have been taken, because the old state does not count them and "
@@ -243,10 +248,15 @@ def migrate(
 
 
 def _converted(value: Any, factor: float, like: Any) -> jax.Array:
-    """An array in the units of the new one; if nothing changes it is the same array, on whichever device."""
+    """An array in the units of the new one, in its own shards; if nothing changes it is the same array.
+
+    One that has been put nowhere yet, or on other devices than the parameters, goes where the new one is.
+    """
     if factor != 1:
         value = jnp.asarray(value) * jnp.asarray(factor, jnp.finfo(value.dtype).dtype)
-    return jnp.asarray(value, like.dtype)
+    own, new = sharding_of(value), sharding_of(like)
+    stays = own is not None and (new is None or own.device_set == new.device_set)
+    return jnp.asarray(value, like.dtype) if stays else put_like(value, like)
 
 
 def _check_types(old_tx: optax.GradientTransformation, old_state: Any, params: Any) -> None:

@@ -10,7 +10,15 @@ import optax
 
 from linkax.transforms import Count, Link, Weights, link
 from linkax.transforms._check import checked, whole_number
-from linkax.transforms._leaves import check_leaves, dtype_of, in_dtype_of, increment, is_one_leaf, widened
+from linkax.transforms._leaves import (
+    check_leaves,
+    dtype_of,
+    in_dtype_of,
+    increment,
+    is_one_leaf,
+    sharded_like,
+    widened,
+)
 from linkax.transforms._link import links_of
 from linkax.transforms._precision import wide_inside
 from linkax.transforms._rounding import LARGEST_SEED, seed_of
@@ -144,7 +152,7 @@ def float32_weights(
         count = jnp.zeros((), jnp.int32) if by == "stochastic_rounding" else None
         full = [p if path is None else _widened(p) for path, p in leaves]
         master = [None if path is None else w for (path, _), w in zip(leaves, full)]
-        lost = [None if path is None else jnp.zeros_like(p, jnp.int16) for path, p in leaves]
+        lost = [None if path is None else sharded_like(p, jnp.zeros_like(p, jnp.int16)) for path, p in leaves]
         return PreciseWeightsState(
             count,
             structure.unflatten(master) if by == "master_copy" else None,
@@ -214,7 +222,7 @@ def _step(by: By, p: jax.Array, weight: jax.Array, noise: Any) -> tuple[jax.Arra
 
 def _widened(p: Any) -> Any:
     """A parameter in float32; zeros for one that only has a shape, because the first step detects the difference."""
-    return jnp.zeros(p.shape, jnp.float32) if isinstance(p, jax.ShapeDtypeStruct) else widen(jnp.asarray(p))
+    return jnp.zeros_like(p, jnp.float32) if isinstance(p, jax.ShapeDtypeStruct) else widen(jnp.asarray(p))
 
 
 def _low_leaves(by: By, params: Any) -> tuple[list[tuple[str | None, Any]], Any]:

@@ -10,13 +10,15 @@ import numpy as np
 import optax
 
 from linkax.transforms import Averages
+from linkax.transforms._leaves import dtype_of
 from linkax.transforms._trees import listed
 
-from ..algebra._paths import leaves_with_path, words
+from ..algebra._paths import leaves_with_path, path_text, words
 from ..algebra._structure import StateArray, param_text, state_arrays
 from ..running._averaged_weights import average_called, averaged_weights, averages_of
+from ..running._devices import whole
 from ._check_file import TorchFile
-from ._names import Names, export_params, import_params, torch_name
+from ._names import Names, export_params, imported, torch_name
 from ._reference import Reference
 from ._rules import Layouts
 from ._tensors import as_steps
@@ -62,22 +64,28 @@ def read_averages(
         problems.append("averages are given, but the chain keeps none of its own (average_weights does)")
         return []
     every = _by_link(averages, list(links), problems)
-    own = {words(path): np.asarray(leaf).astype(_wide(leaf)) for path, leaf in leaves_with_path(params)}
+    own = {words(path): leaf for path, leaf in leaves_with_path(params)}
     found: list[tuple[StateArray, str, np.ndarray]] = []
-    for name in links.keys() & every.keys():
+    for name in links:
         what = "averages" if len(links) == 1 else f"averages of {name}"
+        if name not in every:
+            continue
         values, number = _read(what, every[name], params, names, layouts, problems)
         for path in values.keys() & links[name].keys():
             average, count = links[name][path]
             found += [(average, f"the average of {param_text(path)}", values[path]), (count, _NUMBER, number)]
-        rest = [path for path in values if path not in links[name] and not np.array_equal(values[path], own[path])]
+        rest = [path for path in values if path not in links[name] and not _are_equal(values[path], own[path])]
         if rest:
             notes.append(f"the chain keeps no average of {listed(map(param_text, rest))}, so PyTorch's is left out")
     return found
 
 
-def _wide(leaf: Any) -> Any:
-    return jnp.promote_types(np.asarray(leaf).dtype, jnp.float32)
+def _are_equal(average: np.ndarray, param: Any) -> bool:
+    """Whether an average is its parameter, of which it has no less digits; a shape is equal to anything."""
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return True
+    dtype = jnp.promote_types(dtype_of(param), jnp.float32)
+    return np.array_equal(average.astype(dtype), whole(param).astype(dtype))
 
 
 def _by_link(averages: Any, links: list[str], problems: list[str]) -> dict[str, Mapping[str, Any]]:
@@ -118,15 +126,12 @@ def _read(
     wrong = [key for key in rest if not (isinstance(key, str) and key.startswith(_MODULE))]
     problems += [f"{what} has {key!r}, which does not start with {_MODULE!r}" for key in wrong]
     model = {key.removeprefix(_MODULE): value for key, value in rest.items() if key not in wrong}
-    like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(np.shape(p), _wide(p)), params)
-    try:
-        with warnings.catch_warnings():  # of layouts, which import_state gives itself
-            warnings.simplefilter("ignore", UserWarning)
-            tree = import_params(like, model, names=names, layouts=layouts)
-    except ValueError as error:
-        problems += [f"{what}: {line.strip()}" for line in str(error).splitlines()[1:]]
-        return {}, np.zeros((), np.int32)
-    values = {words(path): np.asarray(leaf) for path, leaf in leaves_with_path(tree)}
+    paths = {path_text(path): words(path) for path, _ in leaves_with_path(params)}
+    wrong = []
+    with warnings.catch_warnings():  # of layouts, which import_state gives itself
+        warnings.simplefilter("ignore", UserWarning)
+        values = {paths[path]: value for path, value in imported(params, model, names, layouts, wrong)}
+    problems += [f"{what}: {one}" for one in dict.fromkeys(wrong)]
     infinite = [path for path, value in values.items() if not np.isfinite(value).all()]
     problems += [f"{what} must be finite, got infinity or NaN in that of {param_text(path)}" for path in infinite]
     return ({} if len(problems) > before else values), np.asarray(number or 0, np.int32)
@@ -142,6 +147,8 @@ def export_averages(
     name: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Creates the `state_dict` with which PyTorch's `AveragedModel` continues the average of a chain.
+
+    The arrays may be sharded over several processes, as for `export_state`: all call this, and each gets everything.
 
     Args:
         tx: The chain, in any wrappers, with an `average_weights`.

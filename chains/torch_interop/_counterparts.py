@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..running._devices import whole
 from ._layouts import Layout, fitting_layouts
 from ._matching import Use
 from ._rules import Block, Shape, hollow
@@ -199,7 +200,7 @@ class Counterpart(NamedTuple):
 
     def to_torch(self, leaves: Sequence[Any], *, are_weights: bool = True) -> dict[str, np.ndarray]:
         """PyTorch's arrays by name, with their own memory; float32 for dtypes that PyTorch cannot read from NumPy."""
-        arrays = [np.asarray(leaf) for leaf in leaves]
+        arrays = [whole(leaf) for leaf in leaves]
         arrays = [one.astype(np.float32) if one.dtype.kind == "V" else one for one in arrays]
         what = self._block(are_weights)
         found: dict[str, np.ndarray] = {}

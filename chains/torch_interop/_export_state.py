@@ -37,6 +37,10 @@ def export_state(
 ) -> dict[str, Any]:
     """Creates the `state_dict` with which a PyTorch optimizer continues where a chain stopped.
 
+    The arrays may be sharded, also over several processes. Then all processes must call this together, with the same
+    arguments, and each gets the whole result. It is gathered one parameter at a time, so a device needs memory for
+    one whole parameter besides its shards.
+
     Args:
         tx: The chain, in any wrappers. The wrappers' own state is left out, but partially accumulated gradients are an
             error.

@@ -17,6 +17,7 @@ import optax
 from linkax.transforms import Gathered, Moment, Own
 
 from ..algebra._structure import Groups, StateArray, state_arrays, with_arrays
+from ..running._devices import filled, put_beside
 from ._averages import averages_apart, read_averages
 from ._axes import check_output_axes
 from ._chain_groups import Group, chain_groups, check_kept, check_signs
@@ -52,7 +53,7 @@ def import_state(
         tx: The chain, such as one from `from_torch`, or any other with the same moments, which may contain your own
             links and Optax's optimizers, in any wrappers. The wrappers' own state (accumulated gradients, live values)
             starts from its initial values.
-        params: The parameters, already converted from PyTorch's model (`import_params`).
+        params: The parameters, already converted from PyTorch's model (`import_params`), or their shapes.
         state_dict: The result of `optimizer.state_dict()`, with tensors or arrays; read a file of it with
             `torch.load(path, weights_only=True)`.
         names: A function or dictionary from the parameters' paths to their names in PyTorch, and from those of modules
@@ -70,7 +71,8 @@ def import_state(
             `linkax.averaged_weights`. (ASGD's average is part of the optimizer's own state.)
 
     Returns:
-        The chain's state, which shares no memory with PyTorch's.
+        The chain's state, which shares no memory with PyTorch's. It is in the shards in which `tx.init(params)` has it:
+        where the parameters are sharded, or their shapes have shardings, every device gets its part and no other.
 
     Raises:
         ValueError: If anything does not fit: a broken file; parameters that one side lacks; shapes; a state of another
@@ -106,7 +108,7 @@ def import_state(
     if steps is not None:
         steps = checked_steps(steps, problems)
     file = read_file("import_state: state_dict", state_dict, order, problems)
-    fresh = tx.init(params)
+    fresh = put_beside(params, tx.init(params))
     arrays = state_arrays("import_state: tx", tx, fresh, params)
     found = places(every_counterpart(params, names, layouts, file.groups, problems), params)
     references = [
@@ -233,12 +235,12 @@ def _moments(
 
 def _owned(fresh: Any, params: Any) -> set[int]:
     """The fresh state's arrays with memory that nothing else uses, by their Python ids."""
-    places: dict[int, list[int]] = {}
+    users: dict[int, list[int]] = {}  # by the address of a shard, the arrays that have it
     for leaf in jax.tree.leaves((fresh, params)):
-        if isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 and leaf.is_fully_addressable:
-            places.setdefault(leaf.unsafe_buffer_pointer(), []).append(id(leaf))
-    alone = {ids[0] for ids in places.values() if len(ids) == 1}
-    return alone - {id(leaf) for leaf in jax.tree.leaves(params)}
+        for shard in leaf.addressable_shards if isinstance(leaf, jax.Array) else ():
+            users.setdefault(shard.data.unsafe_buffer_pointer(), []).append(id(leaf))
+    common = {one for ids in users.values() if len(ids) > 1 for one in ids}
+    return {one for ids in users.values() for one in ids} - common - {id(leaf) for leaf in jax.tree.leaves(params)}
 
 
 def _check_keys(
@@ -281,19 +283,24 @@ def _filled(what: str, value: np.ndarray, factor: float, like: Any, problems: li
     if not jnp.issubdtype(dtype, jnp.inexact) and value.dtype != dtype:
         problems.append(f"{what} has no place in an array of {dtype}")
         return like
-    if factor != 1:
-        value = value.astype(np.result_type(value, np.float64)) * factor
-    new = value
-    if value.dtype != dtype:
+
+    def converted(part: np.ndarray) -> np.ndarray:
+        """A copy, because PyTorch changes its tensors in place, and JAX may share NumPy's memory."""
+        if factor != 1:
+            part = part.astype(np.result_type(part, np.float64)) * factor
         with np.errstate(over="ignore", invalid="ignore"):
-            new = value.astype(dtype)
-        if not np.isfinite(new).all():
-            problems.append(f"{what} has numbers that do not fit into {dtype}")
-    # A copy, because PyTorch changes its tensors in place, and JAX may share NumPy's memory; and a finished one, so
-    # that the next array is not read meanwhile.
-    if isinstance(like, jax.Array) and like.committed:
-        return jax.device_put(np.array(new), like.sharding)
-    return jnp.array(new).block_until_ready()
+            return np.array(part, dtype, order="C")
+
+    if not all(np.isfinite(converted(end)).all() for end in _ends(value)):
+        problems.append(f"{what} has numbers that do not fit into {dtype}")
+        return like
+    return filled(like, lambda index: converted(value[index]))
+
+
+def _ends(value: np.ndarray) -> list[np.ndarray]:
+    """The smallest and the largest number: with them, all others fit into a dtype."""
+    reals = [np.real(value), np.imag(value)] if np.iscomplexobj(value) else [value]
+    return [np.asarray(end) for real in reals if real.size for end in (real.min(), real.max())]
 
 
 def _restarting(arrays: Iterable[StateArray]) -> list[str]:

@@ -5,10 +5,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from linkax.transforms._leaves import dtype_of
+
 from ..algebra._paths import leaves_with_path, path_text, words
+from ..running._devices import filled
 from ._counterparts import Counterpart, counterparts
 from ._layouts import Layout, untold_siblings
 from ._matching import uses_of
@@ -191,14 +193,16 @@ def import_params(
     way; `linkax.with_full_weights` sets them, and `full_weights` reads them for `export_params`.
 
     Args:
-        params: A tree with the right shapes and dtypes, such as the result of a Flax module's `init`.
+        params: A tree with the right shapes and dtypes, such as the result of a Flax module's `init`, or of
+            `jax.eval_shape` of it.
         state_dict: The result of `model.state_dict()`, with tensors or arrays. Batch normalisation statistics need no
             counterpart in the tree.
         names: As for `import_state`.
         layouts: As for `import_state`.
 
     Returns:
-        A tree like `params` with PyTorch's values.
+        A tree like `params` with PyTorch's values. Where `params` are sharded, or their shapes have shardings
+            (`jax.ShapeDtypeStruct(..., sharding=...)`), so are they, and every device gets its part and no other.
 
     Raises:
         ValueError: If a parameter has no counterpart on the other side, or a different shape. One message lists all of
@@ -218,20 +222,38 @@ def import_params(
     problems: list[str] = []
     leaves = {path_text(keys): leaf for keys, leaf in leaves_with_path(params)}
     values: dict[str, Any] = {}
+    for path, array in imported(params, state_dict, names, layouts, problems):
+        dtype = dtype_of(leaves[path])
+        # A copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory.
+        values[path] = filled(
+            leaves[path], lambda index, own=array, dtype=dtype: np.array(own[index], dtype, order="C")
+        )
+    refuse("import_params: state_dict must fit the parameters", problems)
+    return jax.tree_util.tree_map_with_path(lambda keys, _: values[path_text(keys)], params)
+
+
+def imported(
+    params: Any, state_dict: Mapping[str, Any], names: Names, layouts: Layouts | None, problems: list[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """PyTorch's values in JAX's layouts, by the parameters' paths, one after another; they may be in PyTorch's memory.
+
+    What does not fit is added to the problems.
+    """
     for one in every_counterpart(params, names, layouts, [state_dict], problems, BUFFERS):
         if one.group is None:
             problems.append(one.nothing)
             continue
         converted = one.to_jax(lambda name: as_numpy(name, state_dict[name], problems), problems)
-        for path, array in zip(one.use.paths, converted):
-            # A copy: PyTorch changes its tensors in place, and JAX may share NumPy's memory.
-            values[path] = None if array is None else jnp.array(array, leaves[path].dtype)
-    refuse("import_params: state_dict must fit the parameters", problems)
-    return jax.tree_util.tree_map_with_path(lambda keys, _: values[path_text(keys)], params)
+        while converted:  # nothing is kept here, so that its memory can be freed
+            array = converted.pop()
+            if array is not None:
+                yield one.use.paths[len(converted)], array
 
 
 def export_params(params: Any, *, names: Names = torch_name, layouts: Layouts | None = None) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and in its layout, as NumPy arrays.
+
+    They may be sharded over several processes, as for `export_state`: all call this, and each gets everything.
 
     Args:
         params: The parameters.

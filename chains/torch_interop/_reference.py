@@ -10,6 +10,7 @@ from linkax.transforms import Count, Gathered, Link, Moment, Stream
 from linkax.transforms._link import through
 
 from ..algebra._structure import Groups, StateArray, state_arrays
+from ..running._devices import put_like
 from ..running._migrate import factor_between
 from ._spec import (
     class_of,
@@ -158,14 +159,14 @@ def _factor(array: StateArray, theirs: StateArray) -> tuple[float | None, str]:
 def after(array: StateArray, steps: int, problems: list[str]) -> Any:
     """A count, or a number that follows from it, after this many steps."""
     if isinstance(array.field, Count):
-        return jnp.asarray(steps, array.value.dtype)
+        return put_like(steps, array.value)
     assert isinstance(array.field, Gathered)
     try:
         value = array.field.after(steps, **array.site.link.hyperparams)
     except Exception as error:  # the link may be the user's
         problems.append(f"{array.name} cannot be computed after {steps} steps ({error})")
         return array.value
-    return jnp.asarray(value, array.value.dtype)
+    return put_like(value, array.value)
 
 
 def line(links: Iterable[Link], groups: Groups = ()) -> Iterator[Link]:

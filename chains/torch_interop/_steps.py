@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from linkax.transforms import Count, Gathered, Link
 from linkax.transforms._trees import listed
 
 from ..algebra._structure import Groups, StateArray
+from ..running._devices import put_like
 from ._chain_groups import Group
 from ._check_file import TorchFile
 from ._reference import Fields, Reference, after
@@ -71,14 +70,14 @@ def counts_of(
         if isinstance(array.field, Gathered) and array.field.torch:
             given = _common(array.field.torch, begun, file, problems)
             if given is not None:
-                values[array.place] = jnp.asarray(array.field.from_torch(given), array.value.dtype)
+                values[array.place] = put_like(array.field.from_torch(given), array.value)
                 continue
         if not isinstance(array.field, Count | Gathered):
             continue
         if age.steps is not None:
             values[array.place] = after(array, age.steps, problems)
         elif isinstance(array.field, Count) and (not array.field.is_needed or array.site.link in needless):
-            values[array.place] = jnp.asarray(int(age.has_begun), array.value.dtype)
+            values[array.place] = put_like(int(age.has_begun), array.value)
         elif array.site.link not in needless:
             missing.append(array.name)
     is_told = (
@@ -134,7 +133,7 @@ def counts_around(arrays: Iterable[StateArray], ages: Mapping[Groups, Age], prob
             values[array.place] = after(array, known[0], problems)
         elif isinstance(array.field, Count) and not array.field.is_needed:
             most = max(known, default=int(any(age.has_begun for age in inside)))
-            values[array.place] = jnp.asarray(most, array.value.dtype)
+            values[array.place] = put_like(most, array.value)
         elif told:
             problems.append(
                 f"steps must be given, one number for all groups: {array.name} counts for all of them, and PyTorch has "

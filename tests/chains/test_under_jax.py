@@ -435,7 +435,8 @@ def test_integer_leaves_are_refused_by_name_of_their_dtype(optimizer: Optimizer,
 def sharded():
     """What eight devices gave, by optimizer: found out in another process, because devices are counted once."""
     root = pathlib.Path(__file__).parents[2]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-W", "error", "-m", "tests.chains.sharded"]
     return json.loads(subprocess.run(command, cwd=root, env=env, check=True, stdout=subprocess.PIPE).stdout)
 

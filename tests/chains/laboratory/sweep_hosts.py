@@ -4,6 +4,7 @@ python -m tests.chains.laboratory.sweep_hosts FILE [PORT HOST HOSTS]
 """
 
 import json
+import resource
 import sys
 
 import jax
@@ -46,9 +47,22 @@ def results(file=None, **options):
     return {name: values.values.tobytes().hex() for name, values in table.data_vars.items()}
 
 
+def refusal(file):
+    """What all hosts are told when the first cannot write."""
+    if jax.process_index() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        sweep(train, GRID, VARIANTS, file=file, progress=False)
+    except OSError as error:
+        return str(error)
+
+
 if __name__ == "__main__":
     file, *host = sys.argv[1:]
     if host:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{host[0]}", process_id=int(host[1]), num_processes=int(host[2]))
-    print(json.dumps({"devices": jax.device_count(), "results": results(file), "again": results(file)}))
+    found = {"devices": jax.device_count(), "results": results(file), "again": results(file)}
+    if host:
+        found["refusal"] = refusal(file + ".zarr")
+    print(json.dumps(found))

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkax.chains import merge_shares, sweep
-from linkax.chains.laboratory._shares import own_points
+from linkax.chains.laboratory._design import Design
+from linkax.chains.laboratory._layout import Layout
 
 from .sweep_hosts import GRID, VARIANTS, train
 from .test_failures import Fragile
@@ -19,20 +20,21 @@ from .test_failures import Fragile
 sweep_silently = functools.partial(sweep, progress=False)
 
 
-def write_shares(folder, shares, *arguments, **options):
-    files = [folder / f"{number}_of_{shares}.nc" for number in range(shares)]
+def write_shares(folder, shares, *arguments, suffix=".nc", **options):
+    files = [folder / f"{number}_of_{shares}{suffix}" for number in range(shares)]
     for number, file in enumerate(files):
         sweep_silently(*arguments, **options, share=(number, shares), file=file)
     return files
 
 
-@pytest.mark.parametrize("shares", [1, 4])
-def test_shares_are_the_table_of_one_process(shares, tmp_path):
+@pytest.mark.parametrize(("shares", "suffix"), [(1, ".nc"), (4, ".nc"), (4, ".zarr")])
+def test_shares_are_the_table_of_one_process(shares, suffix, tmp_path):
     options = {"metric_dims": {"loss": ["step"]}, "chunk_size": 3}
-    files = write_shares(tmp_path, shares, train, GRID, VARIANTS, **options)
+    files = write_shares(tmp_path, shares, train, GRID, VARIANTS, **options, suffix=suffix)
     whole = sweep_silently(train, GRID, VARIANTS, **options)
     merged = merge_shares(files[::-1], tmp_path / "table.nc")
-    assert {**merged.attrs, "date": ""} == {**whole.attrs, "date": ""}
+    times = {"date": "", "checksum": ""}  # the checksum is of all attributes
+    assert {**merged.attrs, **times} == {**whole.attrs, **times}
     xarray.testing.assert_identical(xarray.load_dataset(tmp_path / "table.nc", engine="h5netcdf"), merged)
     merged.attrs = whole.attrs
     xarray.testing.assert_identical(merged, whole)
@@ -47,6 +49,9 @@ def test_a_share_computes_only_its_own_points_and_says_which_it_is(tmp_path):
     assert found.attrs["share"] == "1 of 3"
     assert np.isfinite(found["square"]).values.tolist() == [3 <= x < 6 for x in range(10)]
     assert not found["diverged"].any()
+    fragile.ran = []
+    xarray.testing.assert_identical(sweep_silently(fragile, points=points, share=(1, 3), file=tmp_path / "1.nc"), found)
+    assert fragile.ran == []
     with pytest.raises(ValueError, match="^sweep: file must be new or hold this sweep"):
         sweep_silently(fragile, points=points, share=(2, 3), file=tmp_path / "1.nc")
 
@@ -66,15 +71,12 @@ def test_failed_points_of_shares_are_tried_again_in_the_merged_file(tmp_path):
 
 @given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 30))
 def test_every_point_has_one_share_and_shares_differ_by_one(variants, size, shares):
-    counts = np.zeros((variants, size), int)
-    sizes = []
-    for number in range(shares):
-        own = [own_points((number, shares), variant, variants, size) for variant in range(variants)]
-        for variant, indices in enumerate(own):
-            counts[variant, indices] += 1
-        sizes.append(sum(map(len, own)))
-    assert (counts == 1).all()
-    assert max(sizes) - min(sizes) <= 1
+    names, design = [str(at) for at in range(variants)], Design({}, {"x": np.arange(size)})
+    layouts = [Layout(names, True, design, {}, {}, {}, (number, shares)) for number in range(shares)]
+    assert (sum(layout.own.astype(int) for layout in layouts) == 1).all()
+    counts = [layout.count for layout in layouts]
+    assert counts == [layout.own.sum() for layout in layouts]
+    assert max(counts) - min(counts) <= 1
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

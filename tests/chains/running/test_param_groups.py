@@ -317,3 +317,37 @@ def test_labels_as_optaxs_partition_takes_them_are_refused_with_a_hint():
         TypeError, match=r"param_groups: labels must be a function of two arguments, .* labels\(params\)"
     ):
         param_groups({"a": adamw()}, lambda params: params)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        BY_TREE,
+        {"body": {"kernel": "body", "bias": "head"}, "head": {"kernel": "head", "bias": "head"}},
+        by_path,
+        "head",
+    ],
+    ids=["upper part", "whole tree", "function", "one label"],
+)
+@pytest.mark.parametrize("state", [None, "int8"])
+def test_tree_map_params_maps_over_groups_as_over_optaxs(labels, state):
+    names = {
+        "body": {"kernel": "body/kernel", "bias": "body/bias"},
+        "head": {"kernel": "head/kernel", "bias": "head/bias"},
+    }
+
+    def mapped(tx):
+        found = optax.tree_map_params(
+            tx,
+            lambda _, name: name,
+            tx.init(PARAMS),
+            names,
+            transform_non_params=lambda _: "count",
+            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+        )
+        return [name for name in jax.tree.leaves(found) if name != "count"]
+
+    tree = {name: dict.fromkeys(names[name], name) for name in names} if callable(labels) else labels
+    assert mapped(chain(optax.clip(1.0), param_groups(GROUPS, labels, state=state))) == mapped(
+        optax.partition(GROUPS, tree)
+    )

@@ -248,8 +248,11 @@ def test_in_optaxs_wrappers(wrap):
     after, state = run(wrapped)
     expected, _ = run(tx)
     if wrap is not WRAPPERS["flatten"]:  # whose blocks are others
-        # The same arithmetic compiled otherwise: a few roundings, each of which may now and then change a code.
-        chex.assert_trees_all_close(after, expected, rtol=1e-3, atol=1e-3)
+        # The same arithmetic compiled otherwise: a rounding may now and then change a code, and so one element by much
+        # (37 of 8,192 on one compiler, none on another); blocks mixed up would change them all.
+        close = np.isclose(after["body"]["w"], expected["body"]["w"], rtol=1e-3, atol=1e-3)
+        assert close.mean() > 0.99
+        chex.assert_trees_all_close(after["bias"], expected["bias"], rtol=1e-5)  # too small for codes
     again = migrate(wrapped, state, wrapped, some_params()).state
     chex.assert_trees_all_equal(again, state)
     unwrapped = migrate(wrapped, state, adamw(1e-2), some_params())
