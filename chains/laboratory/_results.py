@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -141,13 +141,15 @@ class Results:
         return _load(self._file, self._layout)
 
     def _table(self) -> "xarray.Dataset":
-        variables = {
-            name: (dims, self._values[name].reshape(shape)) for name, (dims, shape, _) in self._layout.variables.items()
-        }
+        import xarray
+
         dims, shape = self._layout.flags
-        variables["failed"] = (dims, (self._status == FAILED).reshape(shape))
-        table = self._layout.coords().assign(variables).assign_attrs(self._layout.described(self._errors))
-        return _with_names(table, self._layout)
+        variables = {
+            name: xarray.Variable(dims, self._values[name].reshape(shape))
+            for name, (dims, shape, _) in self._layout.variables.items()
+        }
+        variables["failed"] = xarray.Variable(dims, (self._status == FAILED).reshape(shape))
+        return _arranged(variables, self._layout.described(self._errors), self._layout)
 
     # What follows happens on the first host.
 
@@ -309,12 +311,16 @@ def _load(file: pathlib.Path, layout: Layout) -> "xarray.Dataset":
     from ._zarr import open_folder
 
     table = open_folder(file) if file.is_dir() else xarray.load_dataset(file, engine="h5netcdf")
-    return _with_names(table, layout)
+    variables = {name: table.variables[name] for name in (*layout.variables, "failed", "status") if name in table}
+    return _arranged(variables, table.attrs, layout)
 
 
-def _with_names(table: "xarray.Dataset", layout: Layout) -> "xarray.Dataset":
-    """The table with the names of the variants as NumPy's strings, which each file format reads as something else."""
-    return table.assign_coords(variant=np.array(layout.variants)) if layout.has_variants else table
+def _arranged(variables: Mapping[str, Any], attributes: Mapping[str, Any], layout: Layout) -> "xarray.Dataset":
+    """The table, which is the same from memory and from each file format."""
+    import xarray
+
+    names = {"variant": layout.variants} if layout.has_variants else {}
+    return xarray.Dataset(variables, {**names, **layout.design.coords}, attributes)
 
 
 def _is_zarr(file: pathlib.Path) -> bool:

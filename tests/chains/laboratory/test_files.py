@@ -82,7 +82,13 @@ def test_results_in_files_are_those_in_memory(name, sizes, tmp_path, without_syn
     check(found)
     xarray.testing.assert_identical(found.load(), memory)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    xarray.testing.assert_identical(finished(tmp_path / name, layout()).load(), memory)
+    assert list(found.sizes) == list(memory.sizes)
+    assert list(found.variables) == list(memory.variables)
+    again = finished(tmp_path / name, layout())
+    assert again is not None
+    xarray.testing.assert_identical(again.load(), memory)
+    found.to_netcdf(tmp_path / "again.nc", engine="h5netcdf")  # the settings of one format do not disturb the other
+    xarray.testing.assert_identical(xarray.load_dataset(tmp_path / "again.nc", engine="h5netcdf"), memory)
 
 
 def test_a_table_from_zarr_is_read_when_it_is_used(tmp_path):
@@ -287,12 +293,11 @@ def test_damage_of_a_finished_file_is_an_error_and_the_rest_can_be_kept(name, se
         shutil.copytree(whole, copy)
         _damage(copy / damaged, rng)
         file = copy / name
-        message = ""
         try:
-            found = finished(file, layout())
+            found, message = finished(file, layout()), ""
         except ValueError as error:
-            message = str(error)
-        if not message:
+            found, message = None, str(error)
+        if found is not None:
             check(found.load())
             assert layout().describes(found.attrs)
             continue
