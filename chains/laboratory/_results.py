@@ -82,8 +82,7 @@ class Results:
             errors: Messages by flat index: these of the points failed, and what `metrics` has for them is ignored. If
                 all of them failed, `metrics` may be empty.
         """
-        at = self._layout.variants.index(variant)
-        errors = errors or {}
+        at, errors = self._layout.variants.index(variant), errors or {}
         failed = np.isin(indices, list(errors))
         values = {}
         diverged = np.zeros(len(indices), bool)
@@ -102,35 +101,20 @@ class Results:
                 self._values[name][at, indices] = found
         else:
             on_first_host(lambda: self._write(at, indices, values, status))
-        self._status[at, indices] = status
-        for index in indices.tolist():
-            self._errors.pop((at, index), None)
-        self._errors.update({(at, index): text for index, text in errors.items()})
+        self._note(at, indices, status, errors)
 
     def absorb(self, file: pathlib.Path) -> list[str]:
         """Adds the points of another file of this sweep, finished or not, that are not done here.
 
         Returns:
-            What of it is damaged; points in it are left out.
+            What of it is damaged, on the first host; points in it are left out.
 
         Raises:
             ValueError: If it holds another sweep, or is so damaged that this cannot be known.
         """
-        from ._saved import Saved
-
-        with Saved(file, self._layout) as saved:
-            damage, errors = [*saved.flaws], saved.errors()
-            for piece in saved.pieces():
-                if piece.damage:
-                    damage.append(piece.damage)
-                    continue
-                new = self._status[piece.variant, piece.indices] != DONE
-                if new.any():
-                    indices = piece.indices[new]
-                    metrics = {name: piece.metrics[name][new] for name in self._layout.metrics}
-                    failed = indices[piece.status[new] == FAILED].tolist()
-                    texts = {index: errors.get((piece.variant, index), "unknown") for index in failed}
-                    self.add(self._layout.variants[piece.variant], indices, metrics, texts)
+        damage: list[str] = []
+        on_first_host(lambda: damage.extend(self._absorb(file)))
+        self._status = from_first_host(self._status)
         return damage
 
     def finish(self) -> "xarray.Dataset":
@@ -150,6 +134,12 @@ class Results:
         }
         variables["failed"] = xarray.Variable(dims, (self._status == FAILED).reshape(shape))
         return _arranged(variables, self._layout.described(self._errors), self._layout)
+
+    def _note(self, at: int, indices: np.ndarray, status: np.ndarray, errors: Mapping[int, str]) -> None:
+        self._status[at, indices] = status
+        for index in indices.tolist():
+            self._errors.pop((at, index), None)
+        self._errors.update({(at, index): text for index, text in errors.items()})
 
     # What follows happens on the first host.
 
@@ -182,7 +172,7 @@ class Results:
                 if other.exists():
                     if other == broken and other.is_dir():
                         repair(other, self._layout, "failed")
-                    damage = self.absorb(other)
+                    damage = self._absorb(other)
                     if other == broken or damage:
                         self._warn(other, damage)
         except BaseException:
@@ -197,6 +187,24 @@ class Results:
             "intact, the others are run again",
             stacklevel=2,
         )
+
+    def _absorb(self, file: pathlib.Path) -> list[str]:
+        from ._saved import Saved
+
+        with Saved(file, self._layout) as saved:
+            damage, errors = [*saved.flaws], saved.errors()
+            for piece in saved.pieces():
+                if piece.damage:
+                    damage.append(piece.damage)
+                    continue
+                new = self._status[piece.variant, piece.indices] != DONE
+                if new.any():
+                    indices, status = piece.indices[new], piece.status[new]
+                    self._write(piece.variant, indices, {name: it[new] for name, it in piece.values.items()}, status)
+                    failed = indices[status == FAILED].tolist()
+                    texts = {index: errors.get((piece.variant, index), "unknown") for index in failed}
+                    self._note(piece.variant, indices, status, texts)
+        return damage
 
     def _write(self, at: int, indices: np.ndarray, values: Mapping[str, np.ndarray], status: np.ndarray) -> None:
         from ._zarr import Folder
@@ -282,8 +290,8 @@ def finished(file: pathlib.Path, layout: Layout) -> "xarray.Dataset | None":
         return None
     complete = np.zeros((), bool)
 
-    def check() -> None:
-        complete[...] = _is_complete(file, layout)
+    def check() -> None:  # a partial file beside it is finished, too: a kill can leave both
+        complete[...] = _is_complete(file, layout) and not file.with_name(file.name + ".partial").exists()
 
     on_first_host(check)
     return _load(file, layout) if from_first_host(complete) else None
@@ -308,9 +316,12 @@ def _is_complete(file: pathlib.Path, layout: Layout) -> bool:
 def _load(file: pathlib.Path, layout: Layout) -> "xarray.Dataset":
     import xarray
 
-    from ._zarr import open_folder
+    from ._zarr import LocalStore, WholeStore, open_folder
 
-    table = open_folder(file) if file.is_dir() else xarray.load_dataset(file, engine="h5netcdf")
+    if file.is_dir():  # a part of a table has no chunks for the points of the other parts
+        table = open_folder(file, LocalStore if (file / "status").exists() else WholeStore)
+    else:
+        table = xarray.load_dataset(file, engine="h5netcdf")
     variables = {name: table.variables[name] for name in (*layout.variables, "failed", "status") if name in table}
     return _arranged(variables, table.attrs, layout)
 

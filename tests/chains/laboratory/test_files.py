@@ -221,23 +221,26 @@ def test_a_failed_point_needs_no_metrics(tmp_path, without_sync):
 
 
 @both
-def test_the_points_of_other_files_are_added(name, tmp_path, without_sync):
+@pytest.mark.parametrize("are_ranges", [True, False])
+def test_the_points_of_other_files_are_added(name, are_ranges, tmp_path, without_sync):
     parts = [tmp_path / f"{at}{name}" for at in range(3)]
     for at, part in enumerate(parts):
         with Results(layout(), part) as results:
             for variant in tables.VARIANTS:
-                indices = np.arange(at, tables.SIZE, 3)
-                results.add(variant, indices, tables.values(variant, indices), {1: "broken"} if at == 1 else None)
+                indices = np.arange(8 * at, 8 * at + 8) if are_ranges else np.arange(at, tables.SIZE, 3)
+                results.add(
+                    variant, indices, tables.values(variant, indices), {10: "broken"} if 10 in indices else None
+                )
             if at < 2:
-                assert int((results.finish()["status"] == 0).sum()) == 32
+                assert int((results.finish().load()["status"] == 0).sum()) == 32
     with Results(layout(), tmp_path / name) as results:
         for at, part in enumerate(parts):
             other = part if at < 2 else part.with_name(part.name + ".partial")
             assert results.absorb(other) == []
-        assert results.left("adam").tolist() == results.left("sgd").tolist() == [1]
-        results.add("sgd", np.array([1]), tables.values("sgd", [1]))
+        assert results.left("adam").tolist() == results.left("sgd").tolist() == [10]
+        results.add("sgd", np.array([10]), tables.values("sgd", [10]))
         found = results.finish()
-    check(found, failed=[1])
+    check(found, failed=[10])
     assert json.loads(found.attrs["errors"])[0]["error"] == "broken"
 
 
