@@ -513,7 +513,7 @@ def test_another_name_for_a_dimension_is_another_sweep(tmp_path):
 
 def _start(file, *arguments, devices=1):
     root = pathlib.Path(__file__).parents[3]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command = [
         sys.executable,
         "-W",
