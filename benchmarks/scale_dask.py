@@ -104,7 +104,8 @@ def main() -> None:
     overhead = float("nan")
     with LocalCluster(**options_of_cluster) as cluster, Client(cluster) as client:
         executor, here = client.get_executor(), psutil.Process()
-        everyone = [here, *(psutil.Process(pid) for pid in client.run(os.getpid).values())]
+        pids: Any = client.run(os.getpid)
+        everyone = [here, *(psutil.Process(pid) for pid in pids.values())]
         measure(training(1), 8, everyone, executor)
         for size in sizes:
             run = training(steps)

@@ -64,7 +64,7 @@ def at(points: Points, which: np.ndarray | int) -> Points:
 
 def random_search(rungs: list[int], seeds: range, rng: np.random.Generator, fewer: int = 1) -> tuple[Points, int]:
     points = draw(rungs[-1] * KEEP // fewer, rng)
-    return at(points, accuracies(points, rungs[-1], seeds).argmax()), rungs[-1] * rungs[-1] * KEEP // fewer
+    return at(points, int(accuracies(points, rungs[-1], seeds).argmax())), rungs[-1] * rungs[-1] * KEEP // fewer
 
 
 def successive_halving(rungs: list[int], seeds: range, rng: np.random.Generator, first: int = 0) -> tuple[Points, int]:

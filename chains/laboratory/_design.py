@@ -75,7 +75,7 @@ def design_of(grid: Mapping[str, Any] | None, points: Any) -> Design:
         raise ValueError(f"sweep: grid must be a dictionary with at least one axis, got {grid!r}")
     if points is not None and not (hasattr(points, "keys") and hasattr(points, "__getitem__")):
         raise TypeError(f"sweep: points must be a dictionary of columns or a data frame, got {points!r}")
-    listed = {name: _values("column", name, points[name]) for name in (() if points is None else points.keys())}
+    listed = {} if points is None else {name: _values("column", name, points[name]) for name in points}
     axes = {name: _values("axis", name, values) for name, values in (grid or {}).items()}
     if points is not None and not listed:
         raise ValueError(f"sweep: points must have at least one column, got {points!r}")

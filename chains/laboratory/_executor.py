@@ -51,7 +51,6 @@ class Work(NamedTuple):
     settings: Mapping[str, Any]
     size: int  # of the design
     chunk_size: int
-    is_given: bool  # whether chunk_size is the user's
     batch_size: int | None
     on_error: str
 
@@ -70,6 +69,7 @@ class Reply(NamedTuple):
 
     worker: str
     knew: bool  # whether it remembered the work
+    length: int = 0  # of a chunk of whole batches on its devices
     computed: Computed | None = None
     error: str = ""
 
@@ -117,17 +117,19 @@ def computed_by(
             {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS},
             size,
             length,
-            chunk_size is not None,
             batch_size,
             on_error,
         )
     )
     key = hashlib.sha256(work).hexdigest()
-    waiting: Iterator[Chunk] = (
-        Chunk(name, indices[at : at + length])
-        for name, indices in left.items()
-        for at in range(0, len(indices), length)
-    )
+
+    def chunks() -> Iterator[Chunk]:
+        for name, indices in left.items():
+            while len(indices):
+                first, indices = indices[:length], indices[length:]  # before the length may change
+                yield Chunk(name, first)
+
+    waiting = chunks()
     under_way: dict[Any, Chunk] = {}
     count, workers, is_known = itertools.count(), set(), False
     try:
@@ -155,6 +157,7 @@ def computed_by(
                         raise RuntimeError(f"sweep: worker {reply.worker} failed: {reply.error}")
                     workers.add(reply.worker)
                     is_known |= reply.knew
+                    length = max(length, reply.length)  # a worker fills up a shorter one
                     computed = reply.computed
                     if computed is None:
                         again.append(chunk._replace(brings_work=True))
@@ -198,21 +201,17 @@ class _Worker:
         self._work = work
         self._ready: dict[str, tuple[Points, int]] = {}
 
-    def compute(self, variant: str, indices: np.ndarray) -> Computed:
+    def compute(self, variant: str, indices: np.ndarray) -> tuple[int, Computed]:
+        """The metrics of the points, and how long a chunk should be."""
         with contextlib.ExitStack() as settings:
             for name, value in self._work.settings.items():
                 settings.enter_context(getattr(jax, name)(value))
             if variant not in self._ready:
                 self._ready[variant] = self._prepare(variant)
-            points, size = self._ready[variant]
-
-            def compute(indices: np.ndarray) -> dict[str, np.ndarray]:
-                parts = [points.compute(indices[at : at + size]) for at in range(0, len(indices), size)]
-                return {name: np.concatenate([part[name] for part in parts]) for name in points.metrics}
-
+            points, length = self._ready[variant]
             if self._work.on_error == "raise":
-                return Computed(compute(indices), {})
-            return divide(compute, indices, points.metrics)
+                return length, Computed(points.compute(indices), {})
+            return length, divide(points.compute, indices, points.metrics)
 
     def _prepare(self, variant: str) -> tuple[Points, int]:
         points = Points(*self._work.arguments[variant])
@@ -221,10 +220,8 @@ class _Worker:
                 f"variant {variant!r} is another computation here (jax {jax.__version__}, "
                 f"{jax.default_backend()}) than in the process that called sweep; install the same versions"
             )
-        # A CPU runs points one after the other, so its calls may be longer than a chunk; as long as memory allows.
-        is_free = jax.default_backend() == "cpu" and not self._work.is_given
-        chunk_size = None if is_free else self._work.chunk_size
-        return points, len(points.chunks(np.arange(self._work.size), chunk_size, self._work.batch_size)[0])
+        chunks = points.chunks(np.arange(self._work.size), self._work.chunk_size, self._work.batch_size)
+        return points, len(chunks[0])
 
 
 _workers: collections.OrderedDict[str, _Worker] = collections.OrderedDict()
@@ -236,16 +233,16 @@ def compute_chunk(key: str, work: bytes | None, variant: str, indices: np.ndarra
     me = f"{socket.gethostname()}:{os.getpid()}"
     with _one_at_a_time:
         knew = key in _workers
-        if not knew and work is None:
-            return Reply(me, False)
         try:
             if not knew:
+                if work is None:
+                    return Reply(me, False)
                 import cloudpickle
 
                 _workers[key] = _Worker(cloudpickle.loads(work))
             _workers.move_to_end(key)
             while len(_workers) > KEPT:
                 _workers.popitem(last=False)
-            return Reply(me, knew, _workers[key].compute(variant, indices))
+            return Reply(me, knew, *_workers[key].compute(variant, indices))
         except Exception as error:
             return Reply(me, knew, error=f"{message_of(error)}\n{traceback.format_exc()}")

@@ -14,6 +14,7 @@ import pytest
 
 from linkax.chains import adam, sweep
 from linkax.chains.laboratory import _executor
+from linkax.chains.laboratory._sweep_points import Points
 
 from .sweep_hosts import VARIANTS, train
 
@@ -112,9 +113,11 @@ class Pretended:
     def __init__(self, lose=lambda indices: False, forgets=False):
         self.lose, self.forgets = lose, forgets
         self.brought, self.under_way, self.most, self.canceled = [], 0, 0, 0
+        self.lengths = []
 
     def submit(self, function, key, work, variant, indices, count):
         self.brought.append(work is not None)
+        self.lengths.append(len(indices))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         return Job(self, lambda: function(key, work, variant, indices, count), indices)
@@ -151,6 +154,13 @@ def test_few_chunks_are_under_way_however_many_there_are():
     sizes = Pretended()
     sweep_silently(square, {"x": np.arange(2000.0)}, executor=sizes)
     assert len(sizes.brought) == 250  # chunks of eight points: 256 would be too few by a bit
+
+
+def test_chunks_are_whole_batches_as_soon_as_a_worker_has_answered():
+    executor = Pretended()
+    found = sweep_silently(square, {"x": np.arange(100.0)}, chunk_size=1, batch_size=4, executor=executor)
+    np.testing.assert_array_equal(found["square"], np.arange(100.0) ** 2)
+    assert executor.lengths == [1] * 32 + [4] * 17
 
 
 @pytest.mark.parametrize("forgets", [False, True])
@@ -237,12 +247,12 @@ def test_points_fail_alone_in_workers_too():
 
 
 def test_a_worker_with_another_computation_is_refused(monkeypatch):
-    class Other(_executor.Points):
+    class Other(Points):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             self.fingerprint = "another"
 
-    monkeypatch.setattr(_executor, "Points", Other)
+    monkeypatch.setattr("linkax.chains.laboratory._executor.Points", Other)
     with pytest.raises(RuntimeError, match="variant '' is another computation here"):
         sweep_silently(lambda x: {"y": x + 1}, {"x": [1.0]}, executor=Pretended())
 
