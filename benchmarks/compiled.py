@@ -10,6 +10,8 @@ step is memory-bound, so this is nearly its whole cost.
     python benchmarks/compiled.py --quick --device tpu --optimizers adamw "adamw int8"
     python benchmarks/compiled.py --check --device tpu  # fails if a chain moves more than it needs
 
+With `--check`, a large `linkax.sweep` is compiled for the TPU as well: it must find out by itself how many runs fit.
+
 The compiled function is (parameters, state, gradients) -> (parameters, state), with the first two donated, on leaves
 that are too large for any fast memory. Nothing is run, so nothing is timed.
 
@@ -32,6 +34,7 @@ import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, get_args
+from unittest import mock
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the target device need not be present
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -49,6 +52,9 @@ from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 import linkax
+from linkax.chains.laboratory import _sweep_points
+from linkax.chains.laboratory._design import grid_design
+from linkax.chains.laboratory._placement import Placement
 from linkax.chains.running._precise_weights import By
 
 # At four bits per element these exceed the 128 MiB of fast memory of a TPU v5e. The compiler would otherwise copy whole
@@ -212,6 +218,36 @@ def cost(tx: optax.GradientTransformation, device: Device, target: Any, shapes: 
     )
 
 
+SWEEP = 2000, 1024  # runs of Adam, and rows and columns of what they train: 47 GiB, if all ran side by side
+FREE = 15.75 * 2**30  # bytes of a TPU v5e
+
+
+def sweep_sizes(target: Any) -> tuple[int, float]:
+    """How many points `linkax.sweep` runs side by side on an empty TPU v5e, and how many bytes that takes there."""
+    points, size = SWEEP
+
+    def run(point: dict[str, jax.Array], data: None) -> dict[str, jax.Array]:
+        tx, start = linkax.adam(point["learning_rate"]), point["learning_rate"] * jnp.ones((size, size))
+
+        def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
+            params, state = carry
+            value, gradient = jax.value_and_grad(lambda w: jnp.sum((w @ w - 1) ** 2))(params)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        return {"loss": jax.lax.scan(step, (start, tx.init(start)), length=10)[1]}
+
+    design = grid_design({"learning_rate": jnp.linspace(1e-3, 1e-1, points)})
+    with (
+        mock.patch.object(jax, "default_backend", return_value="tpu"),
+        mock.patch.object(_sweep_points, "_free_memory", return_value=FREE),
+    ):
+        found = _sweep_points.Points(run, design, Placement(devices=[target]))
+        found.prepare(None, None)
+    assert found._sizes is not None
+    return found._sizes.batch, found._programs[0].memory_analysis().temp_size_in_bytes
+
+
 HEADER = f"{'optimizer':<28}{'limit':>8}{'bar':>8}{'bytes':>10}{'temp':>8}{'loops':>7}   {'Optax: bytes, temp, loops'}"
 
 
@@ -264,6 +300,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"{device.name}, {name}: {ours.moved:.3f} bytes per parameter and {ours.temporary:.3f} stored; "
                     f"allowed are {bar:.2f} and {MOST_TEMP}"
                 )
+        if options.check and device.platform == "tpu":
+            together, needed = sweep_sizes(target)
+            lines.append(f"\nsweep of {SWEEP[0]} runs: {together} side by side, in {needed / 2**30:.2f} GiB")
+            progress.write(lines[-1])
+            if needed > FREE / 2:
+                wrong.append(f"{device.name}, sweep: {needed / 2**30:.2f} GiB; allowed is half of the memory")
     progress.close()
     finish(options, lines, wrong if options.check else [])
 

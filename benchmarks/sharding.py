@@ -97,7 +97,9 @@ def compiled_step(mode: Mode, devices: Sequence[Any], shapes: dict[str, tuple[in
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(shardings, of_state))
     lowered = jitted.trace(params, state, x).lower(lowering_platforms=(devices[0].platform,))
     # Each collective as one operation, not overlapped with parts of a matrix product.
-    options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if devices[0].platform == "tpu" else None
+    options: Any = (
+        {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if devices[0].platform == "tpu" else None
+    )
     return lowered.compile(options), params, state
 
 

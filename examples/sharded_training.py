@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from _looks import save
@@ -76,7 +77,7 @@ def train(mode: str, steps: int, every: int, folder: epath.Path, note: Callable[
         return {"params": params, "state": tx.init(params)}
 
     def loss(params: Any, windows: jax.Array) -> jax.Array:
-        logits = net.apply(params, windows[:, :-1])
+        logits = jnp.asarray(net.apply(params, windows[:, :-1]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean() / np.log(2)
 
     def step(run: dict[str, Any], windows: jax.Array) -> tuple[dict[str, Any], jax.Array]:
@@ -162,8 +163,8 @@ def draw(found: dict[str, Any], args: argparse.Namespace) -> None:
     for (mode, (whole, resumed, kill)), (upper, lower) in zip(found.items(), axes.T):
         upper.plot(list(whole), list(whole.values()), color="#0072B2", linewidth=3, label="8 devices, uninterrupted")
         upper.plot(list(resumed), list(resumed.values()), color="#E69F00", linewidth=1, label="resumed on 4 devices")
-        differences = [max(abs(value - whole[step]) / whole[step], 1e-9) for step, value in resumed.items()]
-        lower.semilogy(list(resumed), differences, color="#E69F00")
+        differences = [abs(value - whole[step]) / whole[step] for step, value in resumed.items()]
+        lower.plot(list(resumed), differences, color="#E69F00")
         for one in (upper, lower):
             one.axvline(kill, color="black", linestyle=":", label="killed")
             one.xaxis.set_major_locator(MaxNLocator(integer=True))

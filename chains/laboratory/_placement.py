@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -127,7 +128,7 @@ def hash_arrays(arrays: Iterable[Any]) -> str:
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
         for slab in _slabs(array):
-            found.update(np.ascontiguousarray(slab).reshape(-1).view(np.uint8))
+            found.update(np.ascontiguousarray(slab).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
@@ -180,19 +181,16 @@ def _laid_out_again(data: Any, specs: Any, mesh: AbstractMesh | None) -> Placeme
 def _array(path: Any, leaf: Any) -> Any:
     """A leaf as an array, in a dtype that JAX has."""
     name = f"data{jax.tree_util.keystr(path)}"
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise TypeError(f"sweep: {name} must be an array, got {leaf!r}; call sweep outside of transformed functions")
     if isinstance(leaf, jax.Array):
         if not leaf.is_fully_addressable:
             raise ValueError(f"sweep: {name} must lie on devices of this host, got {leaf.sharding}")
         return leaf
-    try:
-        array = np.asarray(leaf)
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    except (TypeError, ValueError):
-        dtype = None
-    if dtype is None or not (jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_):
+    array = np.asarray(leaf)
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
         raise TypeError(f"sweep: {name} must be an array of numbers, got {leaf!r}")
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     with np.errstate(over="ignore"):
         stored = array.astype(dtype, copy=False)
     is_same = np.array_equal if array.dtype.kind in "iu" else lambda a, b: np.array_equal(np.isinf(a), np.isinf(b))

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import xarray
 
     from ._lock import Lock
-    from ._saved import Saved
     from ._zarr import Folder
 
 
@@ -84,8 +83,7 @@ class Results:
             errors: Messages by flat index: these of the points failed, and what `metrics` has for them is ignored. If
                 all of them failed, `metrics` may be empty.
         """
-        at = self._layout.variants.index(variant)
-        errors = errors or {}
+        at, errors = self._layout.variants.index(variant), errors or {}
         failed = np.isin(indices, list(errors))
         values = {}
         diverged = np.zeros(len(indices), bool)
@@ -100,33 +98,30 @@ class Results:
         values["diverged"] = diverged & ~failed
         status = np.where(failed, np.uint8(FAILED), np.uint8(DONE))
         if self._file is None:
-            for name, found in values.items():
-                self._values[name][at, indices] = found
+            self._write(at, indices, values, status)
         else:
             on_first_host(lambda: self._write(at, indices, values, status))
-        self._status[at, indices] = status
-        for index in indices.tolist():
-            self._errors.pop((at, index), None)
-        self._errors.update({(at, index): text for index, text in errors.items()})
+        self._note(at, indices, status, errors)
 
-    def absorb(self, saved: "Saved") -> list[str]:
-        """Adds the points of a saved table of this sweep, finished or not, that are not done here.
+    def absorb(self, file: pathlib.Path, layout: Layout | None = None) -> list[str]:
+        """Adds the points of another file of this sweep, finished or not, that are not done here.
+
+        Args:
+            file: The file.
+            layout: Its own layout, if it is that of a share.
 
         Returns:
-            What of it is damaged; points in it are left out.
+            What of it is damaged, on the first host; points in it are left out.
+
+        Raises:
+            ValueError: If it holds another sweep, or is so damaged that this cannot be known.
         """
-        damage, errors = [*saved.flaws], saved.errors()
-        for piece in saved.pieces():
-            if piece.damage:
-                damage.append(piece.damage)
-                continue
-            new = self._status[piece.variant, piece.indices] != DONE
-            if new.any():
-                indices = piece.indices[new]
-                metrics = {name: piece.metrics[name][new] for name in self._layout.metrics}
-                failed = indices[piece.status[new] == FAILED].tolist()
-                texts = {index: errors.get((piece.variant, index), "unknown") for index in failed}
-                self.add(self._layout.variants[piece.variant], indices, metrics, texts)
+        layout = layout or self._layout
+        if self._file is None:
+            return self._absorb(file, layout)
+        damage: list[str] = []
+        on_first_host(lambda: damage.extend(self._absorb(file, layout)))
+        self._status = from_first_host(self._status)
         return damage
 
     def finish(self) -> "xarray.Dataset":
@@ -137,13 +132,21 @@ class Results:
         return _load(self._file, self._layout)
 
     def _table(self) -> "xarray.Dataset":
-        variables = {
-            name: (dims, self._values[name].reshape(shape)) for name, (dims, shape, _) in self._layout.variables.items()
-        }
+        import xarray
+
         dims, shape = self._layout.flags
-        variables["failed"] = (dims, (self._status == FAILED).reshape(shape))
-        table = self._layout.coords().assign(variables).assign_attrs(self._layout.described(self._errors))
-        return _with_names(table, self._layout)
+        variables = {
+            name: xarray.Variable(dims, self._values[name].reshape(shape))
+            for name, (dims, shape, _) in self._layout.variables.items()
+        }
+        variables["failed"] = xarray.Variable(dims, (self._status == FAILED).reshape(shape))
+        return _arranged(variables, self._layout.described(self._errors), self._layout)
+
+    def _note(self, at: int, indices: np.ndarray, status: np.ndarray, errors: Mapping[int, str]) -> None:
+        self._status[at, indices] = status
+        for index in indices.tolist():
+            self._errors.pop((at, index), None)
+        self._errors.update({(at, index): text for index, text in errors.items()})
 
     # What follows happens on the first host.
 
@@ -154,7 +157,6 @@ class Results:
 
     def _open(self) -> None:
         from ._lock import Lock
-        from ._saved import Saved
         from ._zarr import NEW, Folder, check_names, repair
 
         assert self._file is not None
@@ -177,8 +179,7 @@ class Results:
                 if other.exists():
                     if other == broken and other.is_dir():
                         repair(other, self._layout, "failed")
-                    with Saved(other, self._layout) as saved:
-                        damage = self.absorb(saved)
+                    damage = self._absorb(other, self._layout)
                     if other == broken or damage:
                         self._warn(other, damage)
         except BaseException:
@@ -194,7 +195,29 @@ class Results:
             stacklevel=2,
         )
 
+    def _absorb(self, file: pathlib.Path, layout: Layout) -> list[str]:
+        from ._saved import Saved
+
+        with Saved(file, layout) as saved:
+            damage, errors = [*saved.flaws], saved.errors()
+            for piece in saved.pieces():
+                if piece.damage:
+                    damage.append(piece.damage)
+                    continue
+                new = self._status[piece.variant, piece.indices] != DONE
+                if new.any():
+                    indices, status = piece.indices[new], piece.status[new]
+                    self._write(piece.variant, indices, {name: it[new] for name, it in piece.values.items()}, status)
+                    failed = indices[status == FAILED].tolist()
+                    texts = {index: errors.get((piece.variant, index), "unknown") for index in failed}
+                    self._note(piece.variant, indices, status, texts)
+        return damage
+
     def _write(self, at: int, indices: np.ndarray, values: Mapping[str, np.ndarray], status: np.ndarray) -> None:
+        if self._file is None:
+            for name, found in values.items():
+                self._values[name][at, indices] = found
+            return
         from ._zarr import Folder
 
         with self._saying_what_is_missing():
@@ -278,8 +301,8 @@ def finished(file: pathlib.Path, layout: Layout) -> "xarray.Dataset | None":
         return None
     complete = np.zeros((), bool)
 
-    def check() -> None:
-        complete[...] = _is_complete(file, layout)
+    def check() -> None:  # a partial file beside it is finished, too: a kill can leave both
+        complete[...] = _is_complete(file, layout) and not file.with_name(file.name + ".partial").exists()
 
     on_first_host(check)
     return _load(file, layout) if from_first_host(complete) else None
@@ -304,16 +327,22 @@ def _is_complete(file: pathlib.Path, layout: Layout) -> bool:
 def _load(file: pathlib.Path, layout: Layout) -> "xarray.Dataset":
     import xarray
 
-    from ._zarr import open_folder
+    from ._zarr import LocalStore, WholeStore, open_folder
 
-    is_share = layout.share is not None
-    table = open_folder(file, has_gaps=is_share) if file.is_dir() else xarray.load_dataset(file, engine="h5netcdf")
-    return _with_names(table, layout)
+    if file.is_dir():  # a part of a table has no chunks for the points of the other parts
+        table = open_folder(file, LocalStore if (file / "status").exists() else WholeStore)
+    else:
+        table = xarray.load_dataset(file, engine="h5netcdf")
+    variables = {name: table.variables[name] for name in (*layout.variables, "failed", "status") if name in table}
+    return _arranged(variables, table.attrs, layout)
 
 
-def _with_names(table: "xarray.Dataset", layout: Layout) -> "xarray.Dataset":
-    """The table with the names of the variants as NumPy's strings, which each file format reads as something else."""
-    return table.assign_coords(variant=np.array(layout.variants)) if layout.has_variants else table
+def _arranged(variables: Mapping[str, Any], attributes: Mapping[str, Any], layout: Layout) -> "xarray.Dataset":
+    """The table, which is the same from memory and from each file format."""
+    import xarray
+
+    names = {"variant": layout.variants} if layout.has_variants else {}
+    return xarray.Dataset(variables, {**names, **layout.design.coords}, attributes)
 
 
 def _is_zarr(file: pathlib.Path) -> bool:

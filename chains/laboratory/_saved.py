@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """Some points of a saved table: their metrics and status, or what is wrong with them."""
+    """Some points of a saved table: their metrics, `diverged` and status, or what is wrong with them."""
 
     variant: int
     indices: np.ndarray
-    metrics: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
     status: np.ndarray
     damage: str = ""
 
@@ -85,7 +85,7 @@ class Saved:
                 if len(indices) == 0:
                     continue
                 region = (slice(variant, variant + 1),) * lead + blocks.region(number)
-                metrics, damage = {}, ""
+                values, damage = {}, ""
                 for name, expected in self._layout.variables.items():
                     try:
                         array = self.table.variables[name]
@@ -95,8 +95,8 @@ class Saved:
                     except Exception as error:  # as above
                         damage = f"{name} at {start} to {stop - 1} ({error})"
                         break
-                    metrics[name] = found.reshape(stop - start, *found.shape[len(region) :])[indices - start]
-                yield Piece(variant, indices, metrics, self._status[variant, indices], damage)
+                    values[name] = found.reshape(stop - start, *found.shape[len(region) :])[indices - start]
+                yield Piece(variant, indices, values, self._status[variant, indices], damage)
 
     def _blocks(self, lead: int, shape: tuple[int, ...]) -> Blocks:
         """The blocks in which the file can be read, by the chunks of any variable; one block if there are none."""

@@ -46,8 +46,6 @@ def merge_shares(files: Iterable[str | os.PathLike], file: str | os.PathLike | N
     Source:
         Job arrays, as in Slurm's `--array`.
     """
-    from ._saved import Saved
-
     paths = [pathlib.Path(path).absolute() for path in files]
     target = None if file is None else pathlib.Path(file).absolute()
     if not paths:
@@ -80,12 +78,11 @@ def merge_shares(files: Iterable[str | os.PathLike], file: str | os.PathLike | N
     with Results(whole, target) as results:
         results.reserve(whole.count)
         for path, layout in found.values():
-            with Saved(path, layout) as saved:
-                if damage := results.absorb(saved):
-                    raise ValueError(
-                        f"merge_shares: files must be intact, got {str(path)!r}, which is damaged: "
-                        f"{', '.join(damage[:5])}; run its share again, which says how to keep what is intact"
-                    )
+            if damage := results.absorb(path, layout):
+                raise ValueError(
+                    f"merge_shares: files must be intact, got {str(path)!r}, which is damaged: "
+                    f"{', '.join(damage[:5])}; run its share again, which says how to keep what is intact"
+                )
         return results.finish()
 
 

@@ -69,8 +69,8 @@ def sweep(
             dictionary or a data frame. Each row is a point, and duplicates are fine. With `grid` too, every row is run
             at every cell of the grid, such as every seed.
         data: Arrays that every point reads, in a tree; `run` takes them as its argument `data`. They are placed on each
-            device once. Arrays that `run` closes over instead are a part of the compiled program: 100 MB of them take
-            some seconds and several copies.
+            device once. Arrays that `run` closes over instead are compiled into the program, which takes two or three
+            copies of them, and a second for every 100 MB. Several hosts must give the same data.
         mesh_per_point: The mesh that each point runs on, where one device is too small or too slow: the sizes of its
             axes by name, such as `{"data": 2, "model": 2}`, or a `jax.sharding.AbstractMesh`, if its axes are to be
             explicit. `run` may then use `jax.shard_map`, `jax.lax.with_sharding_constraint` and `jax.sharding.reshard`

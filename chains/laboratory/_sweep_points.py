@@ -83,13 +83,17 @@ class Points:
         if len(indices) == 0:
             return []
         self._placement.data()  # before the free memory is measured
+        chunk = self.prepare(chunk_size, batch_size)
+        return [indices[at : at + chunk] for at in range(0, len(indices), chunk)]
+
+    @outside_meshes()
+    def prepare(self, chunk_size: int | None, batch_size: int | None) -> int:
+        """Compiles; returns how many points are a chunk."""
         self._fixed_batch = batch_size is not None
         chunk = min(self._design.size, chunk_size or -(-self._design.size // 16))
-        self._prepare(self._wanted(chunk, batch_size))
-        assert self._sizes is not None
+        self._sizes, self._programs = self._fitted(self._wanted(chunk, batch_size))
         whole = self._sizes.lanes * self._sizes.batch
-        chunk = -(-chunk // whole) * whole
-        return [indices[at : at + chunk] for at in range(0, len(indices), chunk)]
+        return -(-chunk // whole) * whole
 
     def _wanted(self, chunk: int, batch_size: int | None) -> _Sizes:
         """The sizes that keep the devices busy.
@@ -117,7 +121,7 @@ class Points:
             lanes = min(lanes, self._whole_devices(-(-chunk // batch)))
         return _Sizes(-(-chunk // (lanes * batch)) * batch, batch, lanes)
 
-    def _prepare(self, sizes: _Sizes) -> None:
+    def _fitted(self, sizes: _Sizes) -> tuple[_Sizes, list[Any]]:
         """Compiles for these sizes, or for smaller ones if half of the free memory, or the compiler's, is too small."""
         while True:
             programs, failure = [], None
@@ -132,9 +136,8 @@ class Points:
             if smaller == sizes:
                 if fails:
                     raise self._too_large(sizes, failure) from failure
-                break
+                return sizes, programs
             sizes = smaller
-        self._sizes, self._programs = sizes, programs
 
     def _compile(self, size: int, batch: int) -> list[Any]:
         """A program for up to `size` points a lane, for each group of this host's devices.
@@ -237,7 +240,7 @@ class Points:
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            self._prepare(smaller)
+            self._sizes, self._programs = self._fitted(smaller)
         return jax.tree.map(lambda *metric: np.concatenate(metric), *parts)
 
     def _call(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray] | None, Exception | None]:

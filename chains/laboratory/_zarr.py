@@ -28,13 +28,17 @@ NEW = ".new"  # how the names of files and folders end that are not yet complete
 
 
 class WholeStore(LocalStore):
-    """A folder in which a missing chunk is an error; in Zarr it stands for values that were never written."""
+    """A folder in which a missing chunk is an error; in Zarr it stands for values that were never written.
+
+    Where the status of points was not written, they are to do.
+    """
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         found = await super().get(key, prototype, byte_range)
-        if found is None and "/c" in key and "zarr.json" not in key:
+        array, _, name = key.rpartition("/")
+        if found is None and array != "status" and (name.startswith("c.") or array.endswith("/c") or name == "c"):
             raise FileNotFoundError(f"{self.root / key} is missing")
         return found
 
@@ -56,9 +60,11 @@ class DurableStore(WholeStore):
         with self._writing:
             if self._closed:  # by Ctrl-C, which Zarr's own thread does not notice
                 raise OSError(f"sweep: {str(self.root)!r} is closed")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True)
+                self._folders.update(path.parents[:2])
             replace(path, data)
-            self._folders |= {path.parent, path.parent.parent}
+            self._folders.add(path.parent)
 
     def sync(self) -> None:
         """Makes all files that were written so far durable."""
@@ -359,12 +365,8 @@ def _is_as_good(layout: Layout, key: str, found: bytes, data: bytes) -> bool:
         return False
 
 
-def open_folder(path: pathlib.Path, *, has_gaps: bool = False) -> "xarray.Dataset":
-    """The table in a folder, whose values are read when they are used.
-
-    With `has_gaps`, points that were never run may be read, too, and what is missing is not noticed.
-    """
+def open_folder(path: pathlib.Path, store: type[LocalStore] = WholeStore) -> "xarray.Dataset":
+    """The table in a folder, whose values are read when they are used."""
     import xarray
 
-    store = LocalStore(path, read_only=True) if has_gaps else WholeStore(path, read_only=True)
-    return xarray.open_zarr(store, chunks=None, consolidated=True)
+    return xarray.open_zarr(store(path, read_only=True), chunks=None, consolidated=True)

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 
 from linkax.transforms._check import is_traced
+from linkax.transforms._leaves import dtype_of
 
 Index = tuple[slice, ...]
 """Which part of an array a shard is."""
@@ -33,11 +34,11 @@ def sharding_of(like: Any) -> Sharding | None:
                 "linkax: a shape's sharding must have a mesh of devices, as in jax.set_mesh(mesh), got one on the axes "
                 f"{', '.join(sharding.mesh.axis_names)} alone"
             )
-        return NamedSharding(mesh, sharding.spec)
-    return sharding
+        return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+    return sharding if isinstance(sharding, Sharding) else None
 
 
-def filled(like: Any, read: Callable[[Index], np.ndarray], dtype: Any = None) -> jax.Array:
+def filled(like: Any, read: Callable[[Index], np.ndarray]) -> jax.Array:
     """A finished array like `like`, from the parts that `read` returns: one for each shard of this process.
 
     So no device and no process needs memory for the whole array. JAX may use the parts' memory as its own.
@@ -54,8 +55,7 @@ def filled(like: Any, read: Callable[[Index], np.ndarray], dtype: Any = None) ->
     def shard(index: Any) -> np.ndarray:
         return part(*((one.start, one.stop) for one in index))
 
-    made = jax.make_array_from_callback(tuple(like.shape), sharding, shard, like.dtype if dtype is None else dtype)
-    return made.block_until_ready()
+    return jax.make_array_from_callback(tuple(like.shape), sharding, shard, dtype_of(like)).block_until_ready()
 
 
 def put_like(value: Any, like: Any) -> jax.Array:

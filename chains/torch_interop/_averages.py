@@ -81,11 +81,12 @@ def read_averages(
 
 
 def _are_equal(average: np.ndarray, param: Any) -> bool:
-    """Whether an average is its parameter, of which it has no less digits; a shape is equal to anything."""
+    """Whether an average is its parameter, of which it has no fewer digits; a shape is equal to anything."""
     if isinstance(param, jax.ShapeDtypeStruct):
         return True
     dtype = jnp.promote_types(dtype_of(param), jnp.float32)
-    return np.array_equal(average.astype(dtype), whole(param).astype(dtype))
+    with np.errstate(over="ignore"):
+        return np.array_equal(average.astype(dtype), whole(param).astype(dtype))
 
 
 def _by_link(averages: Any, links: list[str], problems: list[str]) -> dict[str, Mapping[str, Any]]:
@@ -127,11 +128,11 @@ def _read(
     problems += [f"{what} has {key!r}, which does not start with {_MODULE!r}" for key in wrong]
     model = {key.removeprefix(_MODULE): value for key, value in rest.items() if key not in wrong}
     paths = {path_text(path): words(path) for path, _ in leaves_with_path(params)}
-    wrong = []
+    unfit: list[str] = []
     with warnings.catch_warnings():  # of layouts, which import_state gives itself
         warnings.simplefilter("ignore", UserWarning)
-        values = {paths[path]: value for path, value in imported(params, model, names, layouts, wrong)}
-    problems += [f"{what}: {one}" for one in dict.fromkeys(wrong)]
+        values = {paths[path]: value for path, value in imported(params, model, names, layouts, unfit)}
+    problems += [f"{what}: {one}" for one in dict.fromkeys(unfit)]
     infinite = [path for path, value in values.items() if not np.isfinite(value).all()]
     problems += [f"{what} must be finite, got infinity or NaN in that of {param_text(path)}" for path in infinite]
     return ({} if len(problems) > before else values), np.asarray(number or 0, np.int32)

@@ -72,7 +72,8 @@ def import_state(
 
     Returns:
         The chain's state, which shares no memory with PyTorch's. It is in the shards in which `tx.init(params)` has it:
-        where the parameters are sharded, or their shapes have shardings, every device gets its part and no other.
+        where the parameters are sharded, or their shapes have shardings, every device gets its part and no other. If
+        they span processes, all must call this together.
 
     Raises:
         ValueError: If anything does not fit: a broken file; parameters that one side lacks; shapes; a state of another

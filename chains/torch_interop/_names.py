@@ -202,7 +202,7 @@ def import_params(
 
     Returns:
         A tree like `params` with PyTorch's values. Where `params` are sharded, or their shapes have shardings
-            (`jax.ShapeDtypeStruct(..., sharding=...)`), so are they, and every device gets its part and no other.
+        (`jax.ShapeDtypeStruct(..., sharding=...)`), so are they, and every device gets its part and no other.
 
     Raises:
         ValueError: If a parameter has no counterpart on the other side, or a different shape. One message lists all of

@@ -344,13 +344,11 @@ def with_nnx(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 ROWS, COLUMNS, IDS = 1024, 16, 32
 COLLECTIVE = re.compile(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
-OPTIMIZERS = {"sgd": sgd(0.1), "adagrad": adagrad(0.1), "sparse_adam": sparse_adam(0.1)}
+OPTIMIZERS = {"adagrad": adagrad(0.1), "sparse_adam": sparse_adam(0.1)}
 TABLES = {  # the optimizer, the shards of the table, and those of the ids
-    "sgd": ("sgd", P("x", "y"), P("x")),
     "adagrad": ("adagrad", P("x", "y"), P("x")),
     "by rows": ("sparse_adam", P("x"), P("x")),
     "by columns": ("sparse_adam", P(None, "y"), P("x")),
-    "by both": ("sparse_adam", P("x", "y"), P("x")),
     "by both, all ids everywhere": ("sparse_adam", P("x", "y"), P()),
 }
 GRADIENT = some((8, IDS // 8, COLUMNS), 1)

@@ -8,7 +8,12 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from linkax.chains.torch_interop import import_params
 
 from .acting_on_shards import CHAINS, COLUMNS, FEW, IDS, LOW, NEW, SHAPES, TABLES
 
@@ -48,6 +53,16 @@ def of_each(names: Any) -> Any:
 @pytest.mark.parametrize("kind", AXES)
 def test_imported_parameters_lie_as_their_shapes_say(kind, found):
     assert found[kind]["imports"]["params"] == {"lie": True, "same": True, "whole": [], "exported": True}
+
+
+def test_shapes_on_a_mesh_without_devices_are_refused():
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    array = jax.device_put(np.ones((2, 3), np.float32), NamedSharding(mesh, PartitionSpec("x")))
+    shapes = jax.eval_shape(lambda w: {"w": w}, array)
+    with pytest.raises(ValueError, match="a shape's sharding must have a mesh of devices, .* one on the axes x alone"):
+        import_params(shapes, {"w": array})
+    with jax.set_mesh(mesh):
+        assert import_params(shapes, {"w": array})["w"].sharding.is_equivalent_to(array.sharding, 2)
 
 
 @of_each(CHAINS)

@@ -102,9 +102,11 @@ def dead_owner():
 
 def at_once(file, processes=4):
     """Has many processes lock one file at the same instant; the winner keeps it until all have tried."""
-    start, end = time.time() + 0.05, time.time() + 0.4
+    start = time.time() + 0.05
+    waiting, ending = os.pipe()
 
     def work(writing):
+        os.close(ending)
         while time.time() < start:
             pass
         try:
@@ -113,13 +115,17 @@ def at_once(file, processes=4):
             os.write(writing, str(error).encode() + b"\n")
             return
         os.write(writing, b"won\n")
-        time.sleep(max(0, end - time.time()))
+        os.read(waiting, 1)  # until the other end is closed
         lock.release()
 
     children = [forked(work) for _ in range(processes)]
-    answers = [received(reading).decode() for _, reading in children]
-    for process, _ in children:
+    pipes = [os.fdopen(reading, "r") for _, reading in children]
+    answers = [pipe.readline() for pipe in pipes]
+    os.close(ending)
+    for (process, _), pipe in zip(children, pipes):
         os.waitpid(process, 0)
+        pipe.close()
+    os.close(waiting)
     return answers
 
 

@@ -64,5 +64,9 @@ if __name__ == "__main__":
         jax.distributed.initialize(f"127.0.0.1:{host[0]}", process_id=int(host[1]), num_processes=int(host[2]))
     found = {"devices": jax.device_count(), "results": results(file), "again": results(file)}
     if host:
+        try:
+            sweep(lambda x, data: {"y": x * data}, {"x": [1.0]}, data=float(host[1]), progress=False)
+        except ValueError as error:
+            found["refused"] = str(error)
         found["refusal"] = refusal(file + ".zarr")
     print(json.dumps(found))

@@ -22,7 +22,6 @@ from linkax.chains import sweep
 from linkax.chains.laboratory import _lock, _zarr
 from linkax.chains.laboratory._blocks import MOST_BLOCKS, blocks_for
 from linkax.chains.laboratory._results import Results, finished
-from linkax.chains.laboratory._saved import Saved
 from linkax.chains.laboratory._sweep_points import Points
 
 from . import tables
@@ -83,7 +82,13 @@ def test_results_in_files_are_those_in_memory(name, sizes, tmp_path, without_syn
     check(found)
     xarray.testing.assert_identical(found.load(), memory)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    xarray.testing.assert_identical(finished(tmp_path / name, layout()).load(), memory)
+    assert list(found.sizes) == list(memory.sizes)
+    assert list(found.variables) == list(memory.variables)
+    again = finished(tmp_path / name, layout())
+    assert again is not None
+    xarray.testing.assert_identical(again.load(), memory)
+    found.to_netcdf(tmp_path / "again.nc", engine="h5netcdf")  # the settings of one format do not disturb the other
+    xarray.testing.assert_identical(xarray.load_dataset(tmp_path / "again.nc", engine="h5netcdf"), memory)
 
 
 def test_a_table_from_zarr_is_read_when_it_is_used(tmp_path):
@@ -216,24 +221,26 @@ def test_a_failed_point_needs_no_metrics(tmp_path, without_sync):
 
 
 @both
-def test_the_points_of_other_files_are_added(name, tmp_path, without_sync):
+@pytest.mark.parametrize("are_ranges", [True, False])
+def test_the_points_of_other_files_are_added(name, are_ranges, tmp_path, without_sync):
     parts = [tmp_path / f"{at}{name}" for at in range(3)]
     for at, part in enumerate(parts):
         with Results(layout(), part) as results:
             for variant in tables.VARIANTS:
-                indices = np.arange(at, tables.SIZE, 3)
-                results.add(variant, indices, tables.values(variant, indices), {1: "broken"} if at == 1 else None)
+                indices = np.arange(8 * at, 8 * at + 8) if are_ranges else np.arange(at, tables.SIZE, 3)
+                results.add(
+                    variant, indices, tables.values(variant, indices), {10: "broken"} if 10 in indices else None
+                )
             if at < 2:
-                assert int((results.finish()["status"] == 0).sum()) == 32
+                assert int((results.finish().load()["status"] == 0).sum()) == 32
     with Results(layout(), tmp_path / name) as results:
         for at, part in enumerate(parts):
             other = part if at < 2 else part.with_name(part.name + ".partial")
-            with Saved(other, layout()) as saved:
-                assert results.absorb(saved) == []
-        assert results.left("adam").tolist() == results.left("sgd").tolist() == [1]
-        results.add("sgd", np.array([1]), tables.values("sgd", [1]))
+            assert results.absorb(other) == []
+        assert results.left("adam").tolist() == results.left("sgd").tolist() == [10]
+        results.add("sgd", np.array([10]), tables.values("sgd", [10]))
         found = results.finish()
-    check(found, failed=[1])
+    check(found, failed=[10])
     assert json.loads(found.attrs["errors"])[0]["error"] == "broken"
 
 
@@ -289,12 +296,11 @@ def test_damage_of_a_finished_file_is_an_error_and_the_rest_can_be_kept(name, se
         shutil.copytree(whole, copy)
         _damage(copy / damaged, rng)
         file = copy / name
-        message = ""
         try:
-            found = finished(file, layout())
+            found, message = finished(file, layout()), ""
         except ValueError as error:
-            message = str(error)
-        if not message:
+            found, message = None, str(error)
+        if found is not None:
             check(found.load())
             assert layout().describes(found.attrs)
             continue

@@ -554,6 +554,7 @@ def test_two_hosts_share_a_grid_and_both_get_all_of_it(tmp_path):
     processes = [_start(tmp_path / "table.nc", port, host, 2) for host in range(2)]
     for found in map(_printed, processes):
         assert found["devices"] == 2
+        assert found["refused"] == "sweep: data must be the same on all hosts, got others"
         assert found["results"] == found["again"] == sweep_hosts.results()
         assert found["refusal"].startswith("sweep: file must be where it can be written")
     assert [file.name for file in tmp_path.iterdir()] == ["table.nc"]
