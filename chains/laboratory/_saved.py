@@ -142,6 +142,10 @@ def _holds(condition: Callable[[], bool]) -> bool:
 
 
 def _open(path: pathlib.Path) -> "xarray.Dataset":
+    import h5py
     import xarray
 
-    return open_folder(path) if path.is_dir() else xarray.open_dataset(path, engine="h5netcdf", cache=False)
+    if path.is_dir():
+        return open_folder(path)
+    h5py.File(path).close()  # h5netcdf also complains when what it could not open is closed
+    return xarray.open_dataset(path, engine="h5netcdf", cache=False)

@@ -339,6 +339,20 @@ def test_a_lost_chunk_is_damage(tmp_path, without_sync):
         assert results.left("adam").tolist() == [0, 1, 2, 3, 20, 21, 22, 23]
 
 
+def test_a_kill_between_the_last_two_steps_leaves_no_partial_file(tmp_path, without_sync):
+    with Results(layout(), tmp_path / "table.nc") as results:
+        for _ in fill(results):
+            pass
+        shutil.copytree(tmp_path / "table.nc.partial", tmp_path / "kept")
+        results.finish()
+    (tmp_path / "kept").rename(tmp_path / "table.nc.partial")
+    assert finished(tmp_path / "table.nc", layout()) is None
+    with Results(layout(), tmp_path / "table.nc") as results:
+        assert not len(results.left("adam"))
+        check(results.finish())
+    assert [path.name for path in tmp_path.iterdir()] == ["table.nc"]
+
+
 # locks
 
 
