@@ -4,7 +4,7 @@ Each point is a training run of a few steps of gradient descent on one number; i
 curves all losses. So nearly all of the time is what `sweep` adds: chunks, files, checksums. Each line is a process of
 its own.
 
-    python benchmarks/scale.py            # a few minutes and a gigabyte of disk, in the folder for temporary files
+    python benchmarks/scale.py            # ten minutes and a gigabyte of disk, in the folder for temporary files
     python benchmarks/scale.py --quick    # few points, seconds: does it still run?
 
 How to read the tables:
@@ -17,8 +17,9 @@ How to read the tables:
                  first as the Zarr store of the running sweep
     files        the most files there were at once
 
-    lost         seconds that a kill -9 in the middle costs: both parts together, minus an unbroken run. Much of it is
-                 starting and compiling again; of the points, at most those of one chunk are run twice (`repeated`)
+    done         the points that were saved when a kill -9 came, after half the time of an unbroken run
+    lost         the seconds that it cost: both parts together, minus an unbroken run. Most of it is starting, compiling
+                 and checking the file again; of the points, at most those of one chunk, a sixteenth, are run twice
 """
 
 import argparse
@@ -116,7 +117,7 @@ def killed(points: int, curves: bool, name: str) -> str:
         unbroken = _seconds(start(points, curves, folder / f"whole{FILES[name]}"))
         began, file = time.perf_counter(), folder / str(FILES[name])
         process = start(points, curves, file)
-        time.sleep(0.7 * unbroken)
+        time.sleep(0.5 * unbroken)
         process.send_signal(signal.SIGKILL)
         process.wait()
         done = _done(file.with_name(file.name + ".partial"))

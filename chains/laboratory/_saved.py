@@ -144,6 +144,10 @@ def _holds(condition: Callable[[], bool]) -> bool:
 
 def open_table(path: pathlib.Path) -> "xarray.Dataset":
     """The table in a file or a folder, whose values are read when they are used."""
+    import h5py
     import xarray
 
-    return open_folder(path) if path.is_dir() else xarray.open_dataset(path, engine="h5netcdf", cache=False)
+    if path.is_dir():
+        return open_folder(path)
+    h5py.File(path).close()  # h5netcdf also complains when what it could not open is closed
+    return xarray.open_dataset(path, engine="h5netcdf", cache=False)

@@ -224,7 +224,7 @@ class Folder:
                     own = shape[len(self._region(variant, number)) :]
                     block = np.full((stop - start, *own), fill_of(dtype))
                 else:
-                    block = self._read(name, variant, number)
+                    block = self._intact(name, variant, number)
                 block[at] = values[name][of_block]
                 self._write(name, variant, number, block)
             flags = kept[start:stop].copy()
@@ -247,8 +247,13 @@ class Folder:
         for variant in range(len(status)):
             for number in range(len(self.blocks)):
                 if status[variant, slice(*self.blocks.range(number))].any():
-                    region = self._region(variant, number)
-                    yield region, {name: np.asarray(self._arrays[name][region]) for name in self._layout.variables}
+                    yield (
+                        self._region(variant, number),
+                        {
+                            name: self._shaped(variant, number, self._intact(name, variant, number))
+                            for name in self._layout.variables
+                        },
+                    )
 
     def finish(self, status: np.ndarray, errors: Mapping[tuple[int, int], str]) -> None:
         """Makes it a finished table: `failed` instead of `status`, and the attributes.
@@ -283,10 +288,22 @@ class Folder:
         found = np.array(self._arrays[name][region])
         return found.reshape(-1, *found.shape[len(region) :])
 
+    def _intact(self, name: str, variant: int, number: int) -> np.ndarray:
+        try:
+            return self._read(name, variant, number)
+        except Exception as error:  # as above
+            raise ValueError(
+                f"sweep: {str(self.path / self._key(name, variant, number))!r} has been damaged ({error}); call sweep "
+                "again to run its points again"
+            ) from error
+
     def _write(self, name: str, variant: int, number: int, values: np.ndarray) -> None:
-        region = self._region(variant, number)
-        shape = tuple(part.stop - part.start for part in region)
-        self._arrays[name][region] = values.reshape(*shape, *values.shape[1:])
+        self._arrays[name][self._region(variant, number)] = self._shaped(variant, number, values)
+
+    def _shaped(self, variant: int, number: int, values: np.ndarray) -> np.ndarray:
+        """Values by point, in the shape that the block has in the table."""
+        shape = (part.stop - part.start for part in self._region(variant, number))
+        return values.reshape(*shape, *values.shape[1:])
 
 
 def _open_array(store: DurableStore, name: str) -> zarr.Array:
