@@ -84,6 +84,13 @@ class Lock:
         )
 
 
+def remove_dead_lock(file: pathlib.Path) -> None:
+    """Removes the lock of a process that was killed after it had finished."""
+    if file.with_name(file.name + ".lock").exists():
+        with contextlib.suppress(ValueError, OSError):  # it is alive, or the folder cannot be written
+            Lock(file).release()
+
+
 def _this_host() -> dict[str, Any]:
     """The host: its name, its identity, its boot, and whose process numbers it counts (containers count their own)."""
     host: dict[str, Any] = {"host": socket.gethostname()}

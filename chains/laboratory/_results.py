@@ -299,10 +299,14 @@ def finished(file: pathlib.Path, layout: Layout) -> "xarray.Dataset | None":
         raise ValueError(f"sweep: file must be one that all hosts see, got {str(file)!r}, which only some of them do")
     if not file.exists():
         return None
+    from ._lock import remove_dead_lock
+
     complete = np.zeros((), bool)
 
-    def check() -> None:  # a partial file beside it is finished, too: a kill can leave both
+    def check() -> None:  # a partial file beside it is finished, too: a kill can leave it, or the lock
         complete[...] = _is_complete(file, layout) and not file.with_name(file.name + ".partial").exists()
+        if complete:
+            remove_dead_lock(file)
 
     on_first_host(check)
     return _load(file, layout) if from_first_host(complete) else None

@@ -286,7 +286,8 @@ class Folder:
     def _read(self, name: str, variant: int, number: int) -> np.ndarray:
         region = self._region(variant, number)
         found = np.array(self._arrays[name][region])
-        return found.reshape(-1, *found.shape[len(region) :])
+        start, stop = self.blocks.range(number)
+        return found.reshape(stop - start, *found.shape[len(region) :])
 
     def _intact(self, name: str, variant: int, number: int) -> np.ndarray:
         try:

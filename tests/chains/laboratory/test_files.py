@@ -364,6 +364,9 @@ def test_a_kill_between_the_last_two_steps_leaves_no_partial_file(tmp_path, with
             pass
         shutil.copytree(tmp_path / "table.nc.partial", tmp_path / "kept")
         results.finish()
+    (tmp_path / "table.nc.lock").write_text(_owner(start=1.0))
+    assert finished(tmp_path / "table.nc", layout()) is not None
+    assert not (tmp_path / "table.nc.lock").exists()
     (tmp_path / "kept").rename(tmp_path / "table.nc.partial")
     assert finished(tmp_path / "table.nc", layout()) is None
     with Results(layout(), tmp_path / "table.nc") as results:
