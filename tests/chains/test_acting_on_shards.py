@@ -31,7 +31,7 @@ def start(module: str, *arguments: Any, devices: int) -> subprocess.Popen[str]:
 
 def printed(process: subprocess.Popen[str]) -> Any:
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=900)  # on a busy machine, the half minute may become many
     finally:
         process.kill()
     assert process.returncode == 0
