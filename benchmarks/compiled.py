@@ -53,7 +53,7 @@ from tqdm import tqdm
 
 import linkax
 from linkax.chains.laboratory import _sweep_points
-from linkax.chains.laboratory._design import grid_design
+from linkax.chains.laboratory._design import design_of
 from linkax.chains.laboratory._placement import Placement
 from linkax.chains.running._precise_weights import By
 
@@ -237,7 +237,7 @@ def sweep_sizes(target: Any) -> tuple[int, float]:
 
         return {"loss": jax.lax.scan(step, (start, tx.init(start)), length=10)[1]}
 
-    design = grid_design({"learning_rate": jnp.linspace(1e-3, 1e-1, points)})
+    design = design_of({"learning_rate": jnp.linspace(1e-3, 1e-1, points)}, None)
     with (
         mock.patch.object(jax, "default_backend", return_value="tpu"),
         mock.patch.object(_sweep_points, "_free_memory", return_value=FREE),

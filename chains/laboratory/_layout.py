@@ -53,7 +53,7 @@ class Layout:
         self.share = share
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """The attributes that change when the computation, the points, the names or the share change."""
         return {name: self.attributes[name] for name in _IDENTITY if name in self.attributes}
 

@@ -264,12 +264,16 @@ class Points:
             calls.append((self._programs[group], *arguments, place.data()[group]))
         results, failure = [], None
         # Threads see JAX's global settings, not those of a `with` around the sweep, so they only execute.
+        pool = ThreadPoolExecutor(len(calls))
         try:
-            with ThreadPoolExecutor(len(calls)) as pool:
-                results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1:])), calls))
+            results = list(pool.map(lambda call: jax.block_until_ready(call[0](*call[1:])), calls))
             results = jax.device_get(results)
         except Exception as error:
             failure = error
+        except BaseException:  # Ctrl-C, which does not wait for what is running
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
         fits = failure is None or not is_for_memory(failure)
         raise_together(failure if fits else None)
         if _least(fits) == 0:

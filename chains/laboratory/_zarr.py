@@ -120,7 +120,7 @@ def skeleton(layout: Layout, blocks: Blocks, attributes: Mapping[str, str], *fla
             fill_value=fill_of(dtype),
             compressors=Crc32cCodec(),
             chunk_key_encoding={"name": "default", "separator": "."},  # one folder for all chunks
-            attributes=layout.identity if name == "status" else {},
+            attributes={**layout.identity} if name == "status" else {},
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that not every reader of Zarr knows consolidated metadata
