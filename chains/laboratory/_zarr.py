@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -286,7 +287,8 @@ class Folder:
     def _read(self, name: str, variant: int, number: int) -> np.ndarray:
         region = self._region(variant, number)
         found = np.array(self._arrays[name][region])
-        return found.reshape(-1, *found.shape[len(region) :])
+        points = math.prod(found.shape[: len(region)])  # -1 would not do: a metric may be empty
+        return found.reshape(points, *found.shape[len(region) :])
 
     def _intact(self, name: str, variant: int, number: int) -> np.ndarray:
         try:

@@ -328,6 +328,26 @@ def test_what_is_intact_is_counted(tmp_path, without_sync):
         finished(tmp_path / "table.zarr", layout())
 
 
+def test_an_empty_metric_is_no_damage(tmp_path, without_sync, recwarn, monkeypatch):
+    def run(x):
+        return {"empty": jnp.zeros((3, 0)) * x, "square": x * x}
+
+    add = Results.add
+
+    def add_and_stop(*arguments):
+        add(*arguments)
+        raise InterruptedError
+
+    options = {"points": {"x": np.arange(9.0)}, "chunk_size": 4, "file": tmp_path / "table.zarr", "progress": False}
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Results, "add", add_and_stop)
+        sweep(run, **options)
+    found = sweep(run, **options)
+    assert found["empty"].shape == (9, 3, 0)
+    assert found["square"].values.tolist() == [x * x for x in range(9)]
+    assert not recwarn.list
+
+
 def test_a_lost_chunk_is_damage(tmp_path, without_sync):
     interrupted(tmp_path / "table.nc")
     (tmp_path / "table.nc.partial" / "steps" / "c.0.0.0").unlink()
