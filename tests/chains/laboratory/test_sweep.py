@@ -505,6 +505,15 @@ def test_a_file_of_another_sweep_is_refused_and_left_alone(one, other, finished,
     assert _files(tmp_path) == before
 
 
+def test_other_random_numbers_are_another_sweep(tmp_path):
+    run = lambda seed: {"noise": jax.random.normal(jax.random.key(seed), (3,))}  # noqa: E731
+    options = {"grid": {"seed": [0]}, "file": tmp_path / "table.nc"}
+    with jax.threefry_partitionable(True):
+        sweep_silently(run, **options)
+    with jax.threefry_partitionable(False), pytest.raises(ValueError, match="^sweep: file must be new"):
+        sweep_silently(run, **options)
+
+
 def test_another_name_for_a_dimension_is_another_sweep(tmp_path):
     sweep_silently(square, {"x": [1.0]}, file=tmp_path / "table.nc")
     with pytest.raises(ValueError, match="^sweep: file must be new"):
