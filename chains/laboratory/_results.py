@@ -166,6 +166,10 @@ class Results:
             for leftover in (self._file, self._partial):
                 _remove(leftover.with_name(leftover.name + NEW))
             check_names(self._layout)
+            if not _is_zarr(self._file):
+                from ._netcdf import check_names as check_names_of_netcdf
+
+                check_names_of_netcdf(self._layout)
             if self._partial.exists():
                 with self._saying_what_is_missing():
                     self._folder = Folder.open(self._partial, self._layout)

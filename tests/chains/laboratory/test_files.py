@@ -15,6 +15,7 @@ import warnings
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import xarray
 
@@ -540,6 +541,23 @@ def test_names_that_a_file_cannot_hold_are_found_before_the_first_run(name, tmp_
     monkeypatch.setattr(Points, "_compile", lambda *_: pytest.fail("it compiles"))
     with pytest.raises(ValueError, match="^sweep: file must be able to hold the table"):
         sweep(lambda x: {"..": x}, {"x": [1.0]}, file=tmp_path / name, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["hidden", "without text", "null", "dimensions"])
+def test_what_netcdf_cannot_hold_is_found_before_the_first_run(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(Points, "_compile", lambda *_: pytest.fail("it compiles"))
+    curve = lambda tx, x: {"curve": x * jnp.ones(2)}  # noqa: E731
+    arguments, dims = {
+        "hidden": ((lambda tx, x: {"_nc4_non_coord_y": x}, "a"), {}),  # NetCDF's own prefix, which readers leave out
+        "without text": ((curve, "a"), {"curve": [""]}),
+        "null": ((curve, "a\0b"), {}),
+        "dimensions": ((lambda tx, x: {"y": x * jnp.ones([1] * 31)}, "a"), {}),  # HDF5 has chunks of up to 32
+    }[case]
+    run, name = arguments
+    options = {"metric_dims": dims, "file": tmp_path / "table.nc", "progress": False}
+    with pytest.raises(ValueError, match="^sweep: (file must be able to hold the table|metric_dims)"):
+        sweep(run, {"x": [1.0]}, {name: optax.sgd(0.1)}, **options)
     assert not list(tmp_path.iterdir())
 
 
