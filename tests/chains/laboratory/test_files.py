@@ -509,6 +509,13 @@ def test_a_limit_of_the_size_of_files_is_found_before_the_first_run(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_a_share_needs_room_only_for_its_own_points(tmp_path):
+    run = lambda x: {"curve": x * jnp.ones(10_000)}  # noqa: E731
+    with _file_size_limit(2**20):  # the whole table has 4 MB, and a share 0.4
+        found = sweep(run, {"x": np.arange(100.0)}, file=tmp_path / "table.nc", share=(3, 10), progress=False)
+    assert int(found["curve"].notnull().all("curve_0").sum()) == 10
+
+
 def test_a_limit_of_the_size_of_files_keeps_what_is_done(tmp_path, without_sync):
     interrupted(tmp_path / "table.zarr")
     with Results(layout(), tmp_path / "table.zarr") as results:

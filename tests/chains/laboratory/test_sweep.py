@@ -297,10 +297,11 @@ def test_a_diverging_training_disturbs_no_neighbour():
         ([1, 2.5], "float32"),
         (np.arange(3, dtype=np.uint32), "uint32"),
         (np.arange(3, dtype=np.float16), "float32"),
+        (np.arange(3, dtype=np.longdouble), "float32"),
         (jnp.arange(3.0), "float32"),
         ((0.1,), "float32"),
     ],
-    ids=["range", "bool", "mixed", "uint32", "float16", "jax", "tuple"],
+    ids=["range", "bool", "mixed", "uint32", "float16", "longdouble", "jax", "tuple"],
 )
 def test_axes_of_all_kinds_of_numbers(values, dtype, tmp_path):
     found = sweep_silently(lambda x: {"same": x}, {"x": values}, file=tmp_path / "table.nc")
@@ -643,6 +644,12 @@ _SEED, _X = {"seed": [0, 1]}, {"x": [1.0, 2.0]}
         ((lambda x: {"diverged": x}, _X), {}, ValueError, "a metric must not be named like an axis"),
         ((square, _X), {"metric_dims": {"curve": ["a", "b"]}}, ValueError, "metric_dims of 'curve' must name 1"),
         ((square, _X), {"metric_dims": {"curve": "step"}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": {"curve": "s"}}, ValueError, "must name 1 dimensions in a list, got 's'"),
+        ((square, _X), {"metric_dims": {"curve": None}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": {"curve": [1]}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": {"curve": [""]}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": [("curve", ["a"])]}, TypeError, "metric_dims must be a dictionary"),
+        ((square, _X), {"file": 3}, TypeError, "file must be a path or None"),
         ((square, _X), {"metric_dims": {"curv": ["a"]}}, ValueError, "metric_dims must name metrics, got ['curv']"),
         (
             (square, _X),
