@@ -47,7 +47,7 @@ def write_netcdf(
 
 
 def check_names(layout: Layout) -> None:
-    """Raises if NetCDF cannot hold a table as it is, such as one with more than 32 dimensions or a name without text."""
+    """Raises if NetCDF cannot hold a table as it is, such as one of more than 32 dimensions or an empty name."""
     file = io.BytesIO()
     try:
         with _begun(file, layout, Blocks(layout.design.shape, (1,) * len(layout.design.shape)), {}):
@@ -58,9 +58,7 @@ def check_names(layout: Layout) -> None:
         if lost := sorted(name for name, dims in expected.items() if found.get(name) != dims):
             raise ValueError(f"it would not be the same for {lost}")
     except Exception as error:  # whatever HDF5 raises
-        raise ValueError(
-            f"sweep: file must be able to hold the table, got names or a number of dimensions that NetCDF cannot: {error}"
-        ) from error
+        raise ValueError(f"sweep: file must be able to hold the table, got one that NetCDF cannot: {error}") from error
 
 
 def _begun(

@@ -340,9 +340,10 @@ def test_an_empty_metric_is_no_damage(tmp_path, without_sync, recwarn, monkeypat
         raise InterruptedError
 
     options = {"points": {"x": np.arange(9.0)}, "chunk_size": 4, "file": tmp_path / "table.zarr", "progress": False}
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+    with monkeypatch.context() as patch:
         patch.setattr(Results, "add", add_and_stop)
-        sweep(run, **options)
+        with pytest.raises(InterruptedError):
+            sweep(run, **options)
     found = sweep(run, **options)
     assert found["empty"].shape == (9, 3, 0)
     assert found["square"].values.tolist() == [x * x for x in range(9)]
