@@ -310,6 +310,14 @@ def test_axes_of_all_kinds_of_numbers(values, dtype, tmp_path):
     xarray.testing.assert_identical(xarray.load_dataset(tmp_path / "table.nc", engine="h5netcdf"), found)
 
 
+@pytest.mark.parametrize("value", [0, False, 0.0])
+def test_an_axis_of_only_zero_is_read_from_zarr(value, tmp_path):
+    options = {"file": tmp_path / "table.zarr"}
+    for _ in range(2):
+        found = sweep_silently(lambda x: {"y": 1 * x}, {"x": [value]}, **options)
+        assert found["y"].values.tolist() == found["x"].values.tolist() == [value]
+
+
 def test_integers_are_seeds():
     found = sweep_silently(lambda seed: {"bits": jax.random.bits(jax.random.key(seed))}, {"seed": range(3)})
     assert found["bits"].values.tolist() == [int(jax.random.bits(jax.random.key(seed))) for seed in range(3)]
