@@ -106,6 +106,8 @@ def _values(what: str, name: Any, values: Any) -> np.ndarray:
         raise TypeError(f"sweep: {what} {name!r} must be without masked values, got {values!r}")
     if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4:
         array = array.astype(np.float32)  # including those unknown to NumPy, such as bfloat16
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)  # long double, unknown to JAX
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"sweep: {what} {name!r} must have one dimension and at least one value, got {values!r}")
     if array.dtype.kind not in "biuf":

@@ -110,17 +110,22 @@ def computed_by(
     import cloudpickle
 
     length = chunk_size or max(-(-size // CHUNKS), os.cpu_count() or 1)
-    work = cloudpickle.dumps(
-        Work(
-            arguments,
-            {name: points.fingerprint for name, points in runs.items()},
-            {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS},
-            size,
-            length,
-            batch_size,
-            on_error,
-        )
+    task = Work(
+        arguments,
+        {name: points.fingerprint for name, points in runs.items()},
+        {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS},
+        size,
+        length,
+        batch_size,
+        on_error,
     )
+    try:
+        work = cloudpickle.dumps(task)
+    except Exception as error:  # whatever the objects raise that are in it
+        raise TypeError(
+            "sweep: run, the variants and data must be such that cloudpickle can send them to the workers of an "
+            f"executor, got some that it cannot: {error}"
+        ) from error
     key = hashlib.sha256(work).hexdigest()
 
     def chunks() -> Iterator[Chunk]:

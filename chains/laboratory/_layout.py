@@ -115,20 +115,20 @@ class Layout:
         return {**name, **self.design.coordinates(index)}
 
     def described(self, errors: Mapping[tuple[int, int], str]) -> dict[str, str]:
-        """The attributes of the table, with the errors of the points that failed and a checksum of all of them."""
+        """The attributes of the table, with the errors of the points that failed and a checksum."""
         listed = [{**self.point(*at), "error": errors[at]} for at in sorted(errors)]
         attributes = {**self.attributes, "errors": json.dumps(listed)}
-        return {**attributes, "checksum": _checksum(attributes)}
+        return {**attributes, "checksum": self._checksum(attributes)}
 
     def describes(self, attributes: Mapping[str, Any]) -> bool:
-        """Whether attributes of a table are as they were written; others may have been added."""
+        """Whether attributes are those of a table as it was written; others may have been added."""
         ours = {name: attributes.get(name) for name in (*self.attributes, "errors")}
-        return attributes.get("checksum") == _checksum(ours)
+        return attributes.get("checksum") == self._checksum(ours)
 
-
-def _checksum(attributes: Mapping[str, Any]) -> str:
-    """A checksum of attributes, which the checksums of files leave out."""
-    return f"{zlib.crc32(json.dumps(attributes, sort_keys=True).encode()):08x}"
+    def _checksum(self, attributes: Mapping[str, Any]) -> str:
+        """A checksum of attributes, coordinates and dimensions, which the checksums of files leave out."""
+        covered = [attributes, self.variants, self.design.identity, self.dims]
+        return f"{zlib.crc32(json.dumps(covered, sort_keys=True).encode()):08x}"
 
 
 def fill_of(dtype: np.dtype) -> Any:

@@ -117,6 +117,13 @@ class Placement:
                 f"sweep: data{jax.tree_util.keystr(path)} must be sharded over axes of mesh_per_point, which are "
                 f"{', '.join(self.mesh.axis_names)}, got {', '.join(sorted(unknown))}"
             )
+        try:
+            NamedSharding(self.mesh, sharding.spec).shard_shape(leaf.shape)
+        except ValueError:
+            raise ValueError(
+                f"sweep: data{jax.tree_util.keystr(path)} must be divisible among the devices of mesh_per_point, which "
+                f"is {dict(self.mesh.shape)}, got the shape {leaf.shape} with {sharding.spec}"
+            ) from None
         return sharding.spec
 
 

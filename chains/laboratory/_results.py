@@ -166,6 +166,10 @@ class Results:
             for leftover in (self._file, self._partial):
                 _remove(leftover.with_name(leftover.name + NEW))
             check_names(self._layout)
+            if not _is_zarr(self._file):
+                from ._netcdf import check_names as check_names_of_netcdf
+
+                check_names_of_netcdf(self._layout)
             if self._partial.exists():
                 with self._saying_what_is_missing():
                     self._folder = Folder.open(self._partial, self._layout)
@@ -255,7 +259,9 @@ class Results:
     def _check_room(self, points: int) -> None:
         assert self._file is not None
         needed = points * self._layout.bytes_per_point
-        whole = 0 if _is_zarr(self._file) else self._status.size * self._layout.bytes_per_point
+        whole = 0  # of a share only its own points take room, and some flags
+        if not _is_zarr(self._file):
+            whole = self._layout.count * self._layout.bytes_per_point + 2 * self._status.size
         free = shutil.disk_usage(self._file.parent).free
         if needed + whole > free:
             rest = f" while the sweep runs and {_mib(whole)} for the file at its end" if whole else ""

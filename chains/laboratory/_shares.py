@@ -29,6 +29,7 @@ def merge_shares(files: Iterable[str | os.PathLike], file: str | os.PathLike | N
     Raises:
         ValueError: If a share is missing, there twice or damaged, if files belong to different sweeps or are no shares,
             or if `file` exists.
+        TypeError: If `files` is a single path.
         OSError: If `file` cannot be written or there is no room for it.
 
     Example:
@@ -46,6 +47,8 @@ def merge_shares(files: Iterable[str | os.PathLike], file: str | os.PathLike | N
     Source:
         Job arrays, as in Slurm's `--array`.
     """
+    if isinstance(files, str | os.PathLike):
+        raise TypeError(f"merge_shares: files must be a sequence of files, got {files!r}")
     paths = [pathlib.Path(path).absolute() for path in files]
     target = None if file is None else pathlib.Path(file).absolute()
     if not paths:

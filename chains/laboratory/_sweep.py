@@ -172,6 +172,8 @@ def sweep(
         check_executor(executor)
     if share is not None:
         share = check_share(share)
+    if file is not None and not isinstance(file, str | os.PathLike):
+        raise TypeError(f"sweep: file must be a path or None, got {file!r}")
     path = None if file is None else pathlib.Path(file).absolute()
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"sweep: file must be in a folder that exists, got {str(path)!r}")
@@ -263,6 +265,8 @@ def _dims(
         )
     if not all(first.metrics):
         raise ValueError(f"sweep: a metric must have a name, got {list(first.metrics)}")
+    if not isinstance(metric_dims, Mapping):
+        raise TypeError(f"sweep: metric_dims must be a dictionary from metrics to names, got {metric_dims!r}")
     if unknown := metric_dims.keys() - first.metrics.keys():
         raise ValueError(
             f"sweep: metric_dims must name metrics, got {sorted(unknown)}; run returns {list(first.metrics)}"
@@ -270,9 +274,13 @@ def _dims(
     dims: dict[str, list[str]] = {}
     lengths: dict[str, int] = {}
     for name, like in first.metrics.items():
-        dims[name] = list(metric_dims.get(name, [f"{name}_{i}" for i in range(len(like.shape))]))
-        if len(dims[name]) != len(like.shape):
-            raise ValueError(f"sweep: metric_dims of {name!r} must name {len(like.shape)} dimensions, got {dims[name]}")
+        named = metric_dims.get(name, [f"{name}_{i}" for i in range(len(like.shape))])
+        is_list = isinstance(named, Sequence) and not isinstance(named, str)
+        if not is_list or not all(isinstance(dim, str) and dim for dim in named) or len(named) != len(like.shape):
+            raise ValueError(
+                f"sweep: metric_dims of {name!r} must name {len(like.shape)} dimensions in a list, got {named!r}"
+            )
+        dims[name] = list(named)
         if len(set(dims[name])) < len(dims[name]) or {*dims[name]} & {*design.axes, *OWN_NAMES, *first.metrics}:
             raise ValueError(
                 f"sweep: metric_dims of {name!r} must be unique names, used for nothing else, got {dims[name]}"

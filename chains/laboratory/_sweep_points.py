@@ -66,7 +66,9 @@ class Points:
         self.metrics = {name: jax.ShapeDtypeStruct(like.shape, like.dtype) for name, like in metrics.items()}
         text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses of functions differ from run to run
         _refuse_divided(_constants(jaxpr))
-        content = f"{text} {hash_arrays(_constants(jaxpr))} {self._placement.fingerprint}"
+        # The one setting that changes results and does not show in what is traced: how random numbers are drawn.
+        drawn = f"threefry_partitionable={jax.config.jax_threefry_partitionable}"
+        content = f"{text} {hash_arrays(_constants(jaxpr))} {self._placement.fingerprint} {drawn}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._bytes = _live_bytes(jaxpr.jaxpr)
         self._fixed_batch = False

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -105,7 +106,8 @@ def skeleton(layout: Layout, blocks: Blocks, attributes: Mapping[str, str], *fla
     """The files of a store without its blocks; `flags` are `status`, `failed` or both."""
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
-    layout.coords().assign_attrs(attributes).to_zarr(store, zarr_format=3, consolidated=False)
+    coords = layout.coords().assign_attrs(attributes)
+    coords.to_zarr(store, zarr_format=3, consolidated=False, write_empty_chunks=True)  # a missing chunk is an error
     lead = (1,) * layout.has_variants
     of_flags = {name: (*layout.flags, np.dtype(np.uint8 if name == "status" else bool)) for name in flags}
     for name, (dims, shape, dtype) in {**layout.variables, **of_flags}.items():

@@ -122,10 +122,13 @@ def main():
 
     found["refused"] = []
     explicit = jax.device_put(jnp.arange(8.0), NamedSharding(jax.make_mesh((8,), ("a",)), P("a")))
+    two = jax.make_mesh((2,), ("a",), devices=jax.devices()[:2])
+    pairs = jax.device_put(jnp.arange(6.0), NamedSharding(two, P("a")))
     for run, options in (
         (lambda x: {"y": x}, {"mesh_per_point": {"a": 3}}),
         (lambda x, data: {"y": x}, {"mesh_per_point": {"b": 2}, "data": explicit}),
         (lambda x: {"y": x * jnp.sum(explicit)}, {}),
+        (lambda x, data: {"y": x}, {"mesh_per_point": {"a": 8}, "data": [pairs]}),
     ):
         try:
             sweep(run, {"x": [1.0]}, progress=False, **options)

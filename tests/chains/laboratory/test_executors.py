@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -264,5 +265,8 @@ def test_bad_executors_are_refused():
     with pytest.raises(ValueError, match="^sweep: executor must not fork its processes"):
         sweep_silently(square, {"x": [1.0]}, executor=pool)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        lock = threading.Lock()
+        with pytest.raises(TypeError, match="^sweep: run, the variants and data must be such that cloudpickle"):
+            sweep_silently(lambda x: {"square": x, "free": not lock.locked()}, {"x": [1.0]}, executor=pool)
         found = sweep_silently(square, {"x": np.arange(9.0)}, chunk_size=1, executor=pool)
     np.testing.assert_array_equal(found["square"], np.arange(9.0) ** 2)

@@ -15,6 +15,7 @@ import warnings
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import xarray
 
@@ -328,6 +329,27 @@ def test_what_is_intact_is_counted(tmp_path, without_sync):
         finished(tmp_path / "table.zarr", layout())
 
 
+def test_an_empty_metric_is_no_damage(tmp_path, without_sync, recwarn, monkeypatch):
+    def run(x):
+        return {"empty": jnp.zeros((3, 0)) * x, "square": x * x}
+
+    add = Results.add
+
+    def add_and_stop(*arguments):
+        add(*arguments)
+        raise InterruptedError
+
+    options = {"points": {"x": np.arange(9.0)}, "chunk_size": 4, "file": tmp_path / "table.zarr", "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", add_and_stop)
+        with pytest.raises(InterruptedError):
+            sweep(run, **options)
+    found = sweep(run, **options)
+    assert found["empty"].shape == (9, 3, 0)
+    assert found["square"].values.tolist() == [x * x for x in range(9)]
+    assert not recwarn.list
+
+
 def test_a_lost_chunk_is_damage(tmp_path, without_sync):
     interrupted(tmp_path / "table.nc")
     (tmp_path / "table.nc.partial" / "steps" / "c.0.0.0").unlink()
@@ -491,6 +513,13 @@ def test_a_limit_of_the_size_of_files_is_found_before_the_first_run(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_a_share_needs_room_only_for_its_own_points(tmp_path):
+    run = lambda x: {"curve": x * jnp.ones(10_000)}  # noqa: E731
+    with _file_size_limit(2**20):  # the whole table has 4 MB, and a share 0.4
+        found = sweep(run, {"x": np.arange(100.0)}, file=tmp_path / "table.nc", share=(3, 10), progress=False)
+    assert int(found["curve"].notnull().all("curve_0").sum()) == 10
+
+
 def test_a_limit_of_the_size_of_files_keeps_what_is_done(tmp_path, without_sync):
     interrupted(tmp_path / "table.zarr")
     with Results(layout(), tmp_path / "table.zarr") as results:
@@ -523,6 +552,23 @@ def test_names_that_a_file_cannot_hold_are_found_before_the_first_run(name, tmp_
     monkeypatch.setattr(Points, "_compile", lambda *_: pytest.fail("it compiles"))
     with pytest.raises(ValueError, match="^sweep: file must be able to hold the table"):
         sweep(lambda x: {"..": x}, {"x": [1.0]}, file=tmp_path / name, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["hidden", "without text", "null", "dimensions"])
+def test_what_netcdf_cannot_hold_is_found_before_the_first_run(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(Points, "_compile", lambda *_: pytest.fail("it compiles"))
+    curve = lambda tx, x: {"curve": x * jnp.ones(2)}  # noqa: E731
+    arguments, dims = {
+        "hidden": ((lambda tx, x: {"_nc4_non_coord_y": x}, "a"), {}),  # NetCDF's own prefix, which readers leave out
+        "without text": ((curve, "a"), {"curve": [""]}),
+        "null": ((curve, "a\0b"), {}),
+        "dimensions": ((lambda tx, x: {"y": x * jnp.ones([1] * 31)}, "a"), {}),  # HDF5 has chunks of up to 32
+    }[case]
+    run, name = arguments
+    options = {"metric_dims": dims, "file": tmp_path / "table.nc", "progress": False}
+    with pytest.raises(ValueError, match="^sweep: (file must be able to hold the table|metric_dims)"):
+        sweep(run, {"x": [1.0]}, {name: optax.sgd(0.1)}, **options)
     assert not list(tmp_path.iterdir())
 
 

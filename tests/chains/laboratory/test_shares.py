@@ -10,7 +10,7 @@ import xarray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkax.chains import merge_shares, sweep
+from linkax.chains import merge_shares, sgd, sweep
 from linkax.chains.laboratory._design import Design
 from linkax.chains.laboratory._layout import Layout
 
@@ -79,6 +79,23 @@ def test_every_point_has_one_share_and_shares_differ_by_one(variants, size, shar
     assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_damage_of_what_has_no_checksum_of_its_own_is_noticed(suffix, tmp_path):
+    grid, values = {"x": np.arange(100.0, 103.0)}, np.arange(100, 103, dtype=np.float32).tobytes()
+    options = {"metric_dims": {"cube": ["steps"]}}
+    cube = lambda tx, x: {"cube": x**3 * jnp.ones(2)}  # noqa: E731
+    files = write_shares(tmp_path, 2, cube, grid, {"plain": sgd(0.1)}, **options, suffix=suffix)
+    parts = files[:1] if suffix == ".nc" else [files[0] / "x" / "c" / "0", files[0] / "zarr.json"]
+    for old in (values, b"plain") if suffix == ".nc" else (values, b"steps"):  # HDF5 has checksums of its names
+        part = next(path for path in parts if old in path.read_bytes())
+        intact = part.read_bytes()
+        part.write_bytes(intact.replace(old, old[::-1]))
+        with pytest.raises(ValueError, match="^merge_shares: files must be (intact|finished)"):
+            merge_shares(files)
+        part.write_bytes(intact)
+    merge_shares(files)
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     square = lambda x: {"square": x * x}  # noqa: E731
     files = write_shares(tmp_path, 3, square, {"x": [1.0, 2.0, 3.0]})
@@ -103,6 +120,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"^merge_shares: .*{message}"):
             merge_shares(given_files, tmp_path / "table.nc")
         assert not (tmp_path / "table.nc").exists()
+    for path in (files[0], str(files[0])):
+        with pytest.raises(TypeError, match="^merge_shares: files must be a sequence of files"):
+            merge_shares(path)
     with pytest.raises(ValueError, match="^merge_shares: file must be new"):
         merge_shares(files, whole)
     for share, error in (((3, 3), ValueError), ((-1, 3), ValueError), ((0, 0), ValueError), ((0.0, 3), TypeError)):

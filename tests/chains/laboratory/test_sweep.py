@@ -297,16 +297,25 @@ def test_a_diverging_training_disturbs_no_neighbour():
         ([1, 2.5], "float32"),
         (np.arange(3, dtype=np.uint32), "uint32"),
         (np.arange(3, dtype=np.float16), "float32"),
+        (np.arange(3, dtype=np.longdouble), "float32"),
         (jnp.arange(3.0), "float32"),
         ((0.1,), "float32"),
     ],
-    ids=["range", "bool", "mixed", "uint32", "float16", "jax", "tuple"],
+    ids=["range", "bool", "mixed", "uint32", "float16", "longdouble", "jax", "tuple"],
 )
 def test_axes_of_all_kinds_of_numbers(values, dtype, tmp_path):
     found = sweep_silently(lambda x: {"same": x}, {"x": values}, file=tmp_path / "table.nc")
     assert found["same"].dtype == found["x"].dtype == dtype
     np.testing.assert_array_equal(found["same"], found["x"])
     xarray.testing.assert_identical(xarray.load_dataset(tmp_path / "table.nc", engine="h5netcdf"), found)
+
+
+@pytest.mark.parametrize("value", [0, False, 0.0])
+def test_an_axis_of_only_zero_is_read_from_zarr(value, tmp_path):
+    options = {"file": tmp_path / "table.zarr"}
+    for _ in range(2):
+        found = sweep_silently(lambda x: {"y": 1 * x}, {"x": [value]}, **options)
+        assert found["y"].values.tolist() == found["x"].values.tolist() == [value]
 
 
 def test_integers_are_seeds():
@@ -505,6 +514,15 @@ def test_a_file_of_another_sweep_is_refused_and_left_alone(one, other, finished,
     assert _files(tmp_path) == before
 
 
+def test_other_random_numbers_are_another_sweep(tmp_path):
+    run = lambda seed: {"noise": jax.random.normal(jax.random.key(seed), (3,))}  # noqa: E731
+    options = {"grid": {"seed": [0]}, "file": tmp_path / "table.nc"}
+    with jax.threefry_partitionable(True):
+        sweep_silently(run, **options)
+    with jax.threefry_partitionable(False), pytest.raises(ValueError, match="^sweep: file must be new"):
+        sweep_silently(run, **options)
+
+
 def test_another_name_for_a_dimension_is_another_sweep(tmp_path):
     sweep_silently(square, {"x": [1.0]}, file=tmp_path / "table.nc")
     with pytest.raises(ValueError, match="^sweep: file must be new"):
@@ -634,6 +652,12 @@ _SEED, _X = {"seed": [0, 1]}, {"x": [1.0, 2.0]}
         ((lambda x: {"diverged": x}, _X), {}, ValueError, "a metric must not be named like an axis"),
         ((square, _X), {"metric_dims": {"curve": ["a", "b"]}}, ValueError, "metric_dims of 'curve' must name 1"),
         ((square, _X), {"metric_dims": {"curve": "step"}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": {"curve": "s"}}, ValueError, "must name 1 dimensions in a list, got 's'"),
+        ((square, _X), {"metric_dims": {"curve": None}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": {"curve": [1]}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": {"curve": [""]}}, ValueError, "metric_dims of 'curve' must name 1"),
+        ((square, _X), {"metric_dims": [("curve", ["a"])]}, TypeError, "metric_dims must be a dictionary"),
+        ((square, _X), {"file": 3}, TypeError, "file must be a path or None"),
         ((square, _X), {"metric_dims": {"curv": ["a"]}}, ValueError, "metric_dims must name metrics, got ['curv']"),
         (
             (square, _X),

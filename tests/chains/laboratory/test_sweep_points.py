@@ -321,4 +321,6 @@ def test_what_fits_no_mesh_is_refused(on_eight_devices):
         "this host has 8",
         "sweep: data must be sharded over axes of mesh_per_point, which are b, got a",
         "sweep: run must not close over arrays with explicit axes, got float32[8@a]; give them as data",
+        "sweep: data[0] must be divisible among the devices of mesh_per_point, which is {'a': 8}, got the shape "
+        "(6,) with P('a',)",
     ]
