@@ -24,6 +24,7 @@ from ._leaves import (
     like,
     map_state,
     on_reals,
+    split_alike,
     times,
     wide,
 )
@@ -133,6 +134,7 @@ def average_weights(
 
         @on_reals
         def step(old, w):
+            old, w = split_alike(old, w)
             mean = lax.add(old, times(share, lax.sub(w, old))) if decay is None else average(old, w, kept)
             # Selected, because a sum with the weights 0 and 1 would turn an infinity into NaN.
             return lax.select(is_empty, w, lax.select(is_due, mean, old))

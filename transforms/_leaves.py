@@ -205,6 +205,24 @@ def sharded_like(leaf: Any, constant: jax.Array) -> jax.Array:
     return shard_alike(lax.optimization_barrier(constant), lax.stop_gradient(leaf))[0]
 
 
+def split_alike(*leaves: Any) -> tuple[jax.Array, ...]:
+    """Arrays of one shape, each split over explicit axes of a mesh as any of them is.
+
+    JAX adds a split array to a whole one by itself, but does not select from both. With ZeRO, the state is split and
+    the parameters are whole.
+    """
+    arrays = tuple(leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves)
+    shardings = [jax.typeof(array).sharding for array in arrays]
+    specs = [sharding.spec for sharding in shardings]
+    if all(spec == specs[0] for spec in specs):
+        return arrays
+    spec = PartitionSpec(*(next((name for name in names if name is not None), None) for names in zip(*specs)))
+    return tuple(
+        array if sharding.spec == spec else jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+        for array, sharding in zip(arrays, shardings)
+    )
+
+
 def mean_accumulator(leaf: Any, axis: int) -> jax.Array:
     """An accumulator of zeros for means along one axis, which has one element there; sharded along the others."""
     shape = tuple(1 if index == axis else size for index, size in enumerate(shape_of(leaf)))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ._axes import by_leaf, place_of
 from ._check import NonNegative, is_traced, whole_number
@@ -117,7 +118,12 @@ def _iterated(x: jax.Array, coefficients: Sequence[Any], steps: int, eps: Any, p
 
     def product(y, z, axis):
         return lax.dot_general(
-            y, z, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=sums
+            y,
+            z,
+            (((1,), (axis,)), ((), ())),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=sums,
+            out_sharding=_of_product(y, z, axis),
         )
 
     x = rounded(x)
@@ -129,6 +135,18 @@ def _iterated(x: jax.Array, coefficients: Sequence[Any], steps: int, eps: Any, p
         mixed = rounded(b * exactly(gram) + c * product(gram, gram, 0))
         x = rounded(a * exactly(x) + product(mixed, x, 0))
     return x
+
+
+def _of_product(y: jax.Array, z: jax.Array, axis: int) -> NamedSharding | None:
+    """Where a product is on a mesh with explicit axes, which JAX has to be told; `None` on any other.
+
+    Its rows are split as the rows of `y`, and its columns as those of `z`, unless that is over the same axes.
+    """
+    sharding = jax.typeof(y).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    rows, columns = sharding.spec[0], jax.typeof(z).sharding.spec[1 - axis]
+    return sharding.update(spec=PartitionSpec(rows, None if columns == rows else columns))
 
 
 def check_matrices(where: str, tree: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -113,7 +112,7 @@ def rectification(
         length, longest = 1 + 2 * age / weight, 2 / rest - 1
         is_long = (length > threshold) & (longest > threshold)
         factor = _share(jnp.where(is_long, longest, 6)) / _share(jnp.where(is_long, length, 6))
-        rectified = on_reals(lambda v: lax.select(_like(is_long, v), times(factor, v), lax.full_like(v, 1)))
+        rectified = on_reals(lambda v: lax.select(is_long, times(factor, v), lax.full_like(v, 1)))
         state = RectificationState(weight, lost, age, lost_age)
         return map_updates(lambda v: like(rectified(wide(v)), v), updates), state
 
@@ -122,7 +121,3 @@ def rectification(
 
 def _share(length: jax.Array) -> jax.Array:
     return (length - 4) * (length - 2) / length
-
-
-def _like(flag: jax.Array, leaf: jax.Array) -> jax.Array:
-    return lax.broadcast(flag, np.shape(leaf))

@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from ._check import Constant, Interval, NonNegative, Number, Schedule
-from ._leaves import accumulators, like, map_state, map_updates, on_reals, scalar, wide
+from ._leaves import accumulators, like, map_state, map_updates, on_reals, scalar, split_alike, wide
 from ._link import link
 from ._meaning import Moment
 
@@ -93,6 +93,7 @@ def scale_by_sign_agreement(
 
     @on_reals
     def resized(g: jax.Array, size: jax.Array, sign: jax.Array) -> jax.Array:
+        g, size, sign = split_alike(g, size, sign)
         agreement, zero = lax.mul(lax.sign(g), sign), lax.full_like(g, 0)
         larger, smaller = (lax.mul(size, lax.full_like(g, scalar(factor, g))) for factor in (grow, shrink))
         size = lax.select(lax.gt(agreement, zero), larger, lax.select(lax.lt(agreement, zero), smaller, size))
@@ -100,6 +101,7 @@ def scale_by_sign_agreement(
 
     @on_reals
     def kept(g: jax.Array, sign: jax.Array) -> jax.Array:
+        g, sign = split_alike(g, sign)
         own, zero = lax.sign(g), lax.full_like(g, 0)
         return lax.select(lax.lt(lax.mul(own, sign), zero), zero, own)
 

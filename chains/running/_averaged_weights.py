@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from linkax.transforms import Averages
-from linkax.transforms._leaves import shape_of
+from linkax.transforms._leaves import shape_of, split_alike
 
 from ..algebra._paths import path_text, words
 from ..algebra._structure import StateArray, state_arrays
@@ -63,7 +63,8 @@ def averaged_weights(tx: optax.GradientTransformation, state: Any, params: Any, 
                 f"averaged_weights: params must be those of the state, with {path_text(path) or 'one array'} of shape "
                 f"{shape_of(found.average.value)}, got {shape_of(weight)}"
             )
-        return jnp.where(found.number.value == 0, weight, found.average.value)
+        weight, its_average = split_alike(weight, found.average.value)
+        return jnp.where(found.number.value == 0, weight, its_average)
 
     return jax.tree_util.tree_map_with_path(read, full_weights(tx, state, params))
 

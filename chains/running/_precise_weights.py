@@ -17,6 +17,7 @@ from linkax.transforms._leaves import (
     increment,
     is_one_leaf,
     sharded_like,
+    split_alike,
     widened,
 )
 from linkax.transforms._link import links_of
@@ -119,6 +120,7 @@ def _checked_master(p: Any, kept: Any) -> Any:
 
     NaN never matches, so it is passed on.
     """
+    p, kept = split_alike(p, kept)
     return jnp.where(nearest(kept, p) == widen(p), kept, widen(p))
 
 
@@ -129,7 +131,7 @@ MASTER = Weights(
 )
 
 LOST = Weights(
-    full=joined,
+    full=lambda p, lost: joined(*split_alike(p, lost)),
     kept=lambda p, full: lost_beside(widen(p), full),
     nearest=lambda full, like: nearest_splitting(full).astype(like.dtype),
 )
@@ -211,6 +213,7 @@ def _step(by: By, p: jax.Array, weight: jax.Array, noise: Any) -> tuple[jax.Arra
     The update is the difference of two 16-bit numbers. It is exact in float32 unless the weight shrinks to less than
     2⁻¹⁶ of its old value. Then it is off by at most 2⁻²⁴ of itself, and the parameter follows from this update.
     """
+    p, weight = split_alike(p, weight)
     old = widen(p)
     if by == "stochastic_rounding":
         return difference(stochastically(weight, p, noise), old), None

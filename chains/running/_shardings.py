@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, Sharding
 
 from linkax.transforms._check import is_traced
 from linkax.transforms._leaves import shape_of
@@ -43,9 +43,10 @@ def param_shardings(params: Any, *, over: Over = None) -> Any:
 
     With `over`, each parameter of at least 4096 elements is split over these axes of the mesh as well, as far as it
     is not split over them already: along its longest axis whose part on a device can be divided among so many devices,
-    preferably one that is not split yet, and the last of several of that length. This is where the state of ZeRO is,
-    and a step that constrains the gradients to be there too need not gather them (ZeRO-2). Parameters that are put
-    there themselves are fully sharded (FSDP, ZeRO-3).
+    preferably one that is not split yet, and the last of several of that length. (Over explicit axes of the mesh, only
+    one that is not split yet: JAX refuses to add up arrays that are split along one axis in different ways.) This is
+    where the state of ZeRO is, and a step that constrains the gradients to be there too need not gather them (ZeRO-2).
+    Parameters that are put there themselves are fully sharded (FSDP, ZeRO-3).
 
     Args:
         params: The parameters on the mesh, or `jax.ShapeDtypeStruct`s with a sharding each; also an `nnx.State`, or a
@@ -56,8 +57,8 @@ def param_shardings(params: Any, *, over: Over = None) -> Any:
         A tree like `params`, of `NamedSharding`s.
 
     Raises:
-        ValueError: If a parameter has no sharding, or is traced; if they are on different devices; if `over` is no axis
-            of their mesh.
+        ValueError: If a parameter has no sharding, or one that its shape cannot be split by, or is traced; if they are
+            on different devices; if `over` is no axis of their mesh.
 
     Warns:
         UserWarning: If a parameter of at least 4096 elements cannot be split evenly.
@@ -111,8 +112,8 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, *, over: Over
         params)` with `init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))`.
 
     Raises:
-        ValueError: If a parameter has no sharding, or is traced; if they are on different devices; if `over` is no axis
-            of their mesh.
+        ValueError: If a parameter has no sharding, or one that its shape cannot be split by, or is traced; if they are
+            on different devices; if `over` is no axis of their mesh.
         TypeError: If `tx` is not a transformation.
 
     Warns:
@@ -162,7 +163,7 @@ def init_sharded(tx: optax.GradientTransformation, params: Any, *, over: Over = 
         The state.
 
     Raises:
-        ValueError: As `state_shardings`.
+        ValueError: As `state_shardings`; if the parameters are on an `AbstractMesh`, which has no devices.
         TypeError: If `tx` is not a transformation.
 
     Warns:
@@ -188,6 +189,10 @@ def init_sharded(tx: optax.GradientTransformation, params: Any, *, over: Over = 
     where = "init_sharded"
     links_of(f"{where}: tx", tx)
     owners = _owners_of(where, _stepped(params), over)
+    if any(isinstance(_devices(one.sharding), AbstractMesh) for one in owners.values()):
+        raise ValueError(
+            f"{where}: params must be on a mesh of devices, got an AbstractMesh; state_shardings takes one"
+        )
     is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
     # Shapes are no arguments of a compiled function. Inside of it `init` sees shapes, as it would outside.
     init, given = (functools.partial(tx.init, params), ()) if is_abstract else (tx.init, (params,))
@@ -201,12 +206,19 @@ def _stepped(params: Any) -> Any:
 
 
 def _owners_of(where: str, params: Any, over: Over) -> _Owners:
+    """All parameters; raises if one of them has no sharding that arrays can have."""
     leaves = [(path_text(path) or "the parameter", leaf) for path, leaf in leaves_with_path(params)]
     lacking = [path for path, leaf in leaves if is_traced(leaf) or getattr(leaf, "sharding", None) is None]
     if lacking:
         raise ValueError(
             f"{where}: params must be arrays on a mesh, or jax.ShapeDtypeStructs with a sharding each, outside of "
             f"jax.jit; got no sharding for {listed(lacking)}"
+        )
+    impossible = [f"{path} {shape_of(leaf)} with {leaf.sharding}" for path, leaf in leaves if not _is_possible(leaf)]
+    if impossible:
+        raise ValueError(
+            f"{where}: params must be split evenly, each axis over axes of the mesh or not at all, got "
+            f"{listed(impossible)}"
         )
     if len({_devices(leaf.sharding) for _, leaf in leaves}) > 1:
         raise ValueError(
@@ -280,6 +292,15 @@ def _state_shardings(
     return shardings
 
 
+def _is_possible(leaf: Any) -> bool:
+    """Whether arrays can have the sharding of a parameter, which a shape may just claim to have."""
+    try:
+        leaf.sharding.shard_shape(shape_of(leaf))
+    except ValueError:
+        return False
+    return not isinstance(leaf.sharding, NamedSharding) or PartitionSpec.UNCONSTRAINED not in leaf.sharding.spec
+
+
 def _devices(sharding: Sharding) -> Any:
     """What arrays must have in common to be arguments of one compiled function."""
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
@@ -312,6 +333,12 @@ def _free(sharding: Sharding, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in used and sharding.mesh.shape[name] > 1)
 
 
+def _explicit(sharding: NamedSharding, names: Sequence[str]) -> bool:
+    """Whether some of the axes of the mesh are explicit."""
+    kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types))
+    return any(kinds[name] is AxisType.Explicit for name in names)
+
+
 def _split(shape: tuple[int, ...], sharding: Sharding, names: Sequence[str]) -> NamedSharding | None:
     """The sharding, split over more axes of the mesh; `None` if no dimension can be divided evenly."""
     free = _free(sharding, names)
@@ -319,7 +346,9 @@ def _split(shape: tuple[int, ...], sharding: Sharding, names: Sequence[str]) -> 
         return None
     axes, local = _axes_by_dimension(sharding, len(shape)), sharding.shard_shape(shape)
     count = math.prod(sharding.mesh.shape[name] for name in free)
-    even = [dimension for dimension, size in enumerate(local) if size and size % count == 0]
+    # JAX refuses to add up arrays that are split along the same axis over different explicit axes of the mesh.
+    refused = {at for at, names in enumerate(axes) if _explicit(sharding, names) and _explicit(sharding, free)}
+    even = [at for at, size in enumerate(local) if size and size % count == 0 and at not in refused]
     if not even:
         return None
     best = max(even, key=lambda dimension: (not axes[dimension], local[dimension], dimension))

@@ -24,12 +24,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from linkax import (
     adafactor,
     adamw,
+    apply_updates,
+    averaged_weights,
     chain,
+    full_weights,
     init_sharded,
     live,
+    muon,
     param_groups,
     param_shardings,
     precise_weights,
+    radam,
+    rprop,
     sgd,
     state_shardings,
 )
@@ -146,6 +152,47 @@ TRAINED = {
     **{f"{mode} explicit": (adamw(1e-2), mode, EXPLICIT) for mode in ("ZeRO-2", "FSDP and tensor parallel")},
     **{f"{mode} clipped": (CLIPPED, mode, AUTO) for mode in ("ZeRO-2", "FSDP and tensor parallel")},
 }
+
+
+# ZeRO-1 on explicit axes, where JAX refuses to select from a split array and a whole one.
+
+MIXED: dict[str, tuple[Callable[[], Any], Any]] = {
+    "radam": (lambda: radam(1e-2), jnp.float32),
+    "rprop": (lambda: rprop(1e-2), jnp.float32),
+    "averaged": (lambda: chain(adamw(1e-2), average_weights()), jnp.float32),
+    "muon": (lambda: muon(1e-2, precision="full"), jnp.float32),
+    "master copy": (lambda: precise_weights(adamw(1e-2)), jnp.bfloat16),
+    "lost bits": (lambda: precise_weights(adamw(1e-2), "lost_bits"), jnp.bfloat16),
+    "stochastic rounding": (lambda: precise_weights(adamw(1e-2), "stochastic_rounding"), jnp.bfloat16),
+}
+
+
+READ = {"averaged": averaged_weights, "master copy": full_weights, "lost bits": full_weights}
+
+
+def on_explicit_axes(name: str) -> dict[str, Any]:
+    """Two steps with one whole parameter, a split one, and a state that is split further."""
+    make, dtype = MIXED[name]
+    mesh, tx = mesh_of(EXPLICIT, 4, 2), make()
+    whole = {name: leaf for name, leaf in start(dtype).items() if leaf.ndim == 2}
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return apply_updates(params, updates), state
+
+    def results(params: Any, state: Any) -> Any:
+        return params, READ[name](tx, state, params) if name in READ else None
+
+    one_device = jax.jit(step)
+    expected = results(*one_device(*one_device(whole, tx.init(whole), whole), whole))
+    with jax.set_mesh(mesh):
+        params = on(mesh, whole, {"up": P(None, "model"), "down": P()})
+        shardings = param_shardings(params), state_shardings(tx, params, over="data")
+        sharded = jax.jit(step, out_shardings=shardings)
+        after = sharded(*sharded(params, init_sharded(tx, params, over="data"), params), params)
+        pairs = zip(*map(jax.tree.leaves, (results(*after), expected)), strict=True)
+        difference = max(float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()) for a, b in pairs)
+    return {"lies": lies(after, shardings), "difference": difference}
 
 
 # The state of every kind of optimizer.
@@ -306,6 +353,7 @@ if __name__ == "__main__":
     explicit = ("adamw", "int8", "factored", "groups", "Optax's Adam")
     found = {
         "trained": runs,
+        "mixed": {name: on_explicit_axes(name) for name in MIXED},
         "states": {name: states(make, dtype, AUTO) for name, (make, dtype) in STATES.items()},
         "states on explicit axes": {name: states(*STATES[name], EXPLICIT) for name in explicit},
         "linen": in_flax_linen(),

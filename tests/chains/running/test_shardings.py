@@ -84,6 +84,18 @@ def test_what_the_optimizer_sends(run, found):
     assert sent == ({} if gathered is None else {"all-gather": gathered})
 
 
+@pytest.mark.parametrize(
+    "name", ["radam", "rprop", "averaged", "muon", "master copy", "lost bits", "stochastic rounding"]
+)
+def test_zero_on_explicit_axes_gives_what_one_device_gives(name, found):
+    its = found["mixed"][name]
+    assert its["lies"]
+    # Muon's products are added up in another order: up to 256 roundings of float32, in 5 iterations, of 1e-2.
+    # The others do the same on each element; the compiler may fuse it differently, in each of two steps one unit in the
+    # last place of a weight below 1.
+    assert its["difference"] <= (5 * 256 * 2**-24 * 1e-2 if name == "muon" else 2 * 2**-24)
+
+
 # The state of every kind of optimizer, of "up" (None, "model"), "bias" ("model",) and "down" ("model", None)
 
 PLAIN = {"(128, 256)": (None, "model"), "(256,)": ("model",), "(256, 128)": ("model", None)}
@@ -193,6 +205,16 @@ def test_which_axis_is_split(shape, axes, over, expected):
     assert param_shardings(on_mesh(shape, *axes), over=over) == NamedSharding(MESH, P(*expected))
 
 
+def test_over_explicit_axes_an_axis_is_split_only_once():
+    """JAX refuses to add an array split over "model" to one that is split over "model" and "data"."""
+    explicit = AbstractMesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    split = param_shardings(on_mesh((512, 64), "model", mesh=explicit), over="data")
+    assert split.spec == P("model", "data")
+    param = on_mesh((512, 63), "model", mesh=explicit)
+    with pytest.warns(UserWarning, match=r"no axis can be divided .* \(512, 63\)"):
+        assert param_shardings(param, over="data") == param.sharding
+
+
 def test_memory_kinds_remain():
     pinned = NamedSharding(MESH, P(), memory_kind="pinned_host")
     param = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=pinned)
@@ -268,6 +290,8 @@ def test_without_parameters_there_is_nothing_to_place():
         ({"w": np.ones(3), "v": on_mesh((3,))}, None, "no sharding for w$"),
         ({"w": jax.ShapeDtypeStruct((3,), jnp.float32)}, None, "no sharding for w$"),
         ({"w": jnp.ones(3), "v": on_mesh((3,))}, None, "on the same devices"),
+        ({"w": on_mesh((67, 128), "data")}, None, r"split evenly.* got w \(67, 128\) with NamedSharding"),
+        ({"w": on_mesh((64, 128), P.UNCONSTRAINED)}, "data", r"or not at all, got w \(64, 128\) with NamedSharding"),
         (PARAMS, "batch", "over must be an axis of the parameters' mesh.*'data', 'model'; got 'batch'"),
         (PARAMS, ("data", "data"), "several different ones"),
         ({"w": jnp.ones(3)}, "data", "no axes; got 'data'"),
@@ -281,6 +305,11 @@ def test_what_is_refused(function, params, over, message):
 def test_over_must_be_names():
     with pytest.raises(TypeError, match="over must be the name of an axis, several names, or None, got 0"):
         param_shardings(PARAMS, over=0)
+
+
+def test_a_state_needs_devices():
+    with pytest.raises(ValueError, match="init_sharded: params must be on a mesh of devices, got an AbstractMesh"):
+        init_sharded(adamw(1e-3), PARAMS)
 
 
 def test_traced_parameters_are_refused():
