@@ -3,7 +3,6 @@
 import asyncio
 import collections
 import json
-import math
 import os
 import pathlib
 import shutil
