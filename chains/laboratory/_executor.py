@@ -46,7 +46,7 @@ class Executor(Protocol):
 class Work(NamedTuple):
     """What a worker must know to compute any chunk of a sweep."""
 
-    arguments: Mapping[str, tuple]  # of `Points`, for each variant
+    arguments: bytes  # of `Points`, for each variant, pickled: data are laid out under the settings
     fingerprints: Mapping[str, str]
     settings: Mapping[str, Any]
     size: int  # of the design
@@ -110,22 +110,17 @@ def computed_by(
     import cloudpickle
 
     length = chunk_size or max(-(-size // CHUNKS), os.cpu_count() or 1)
-    task = Work(
-        arguments,
-        {name: points.fingerprint for name, points in runs.items()},
-        {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS},
-        size,
-        length,
-        batch_size,
-        on_error,
+    work = cloudpickle.dumps(
+        Work(
+            _pickled(arguments),
+            {name: points.fingerprint for name, points in runs.items()},
+            {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS},
+            size,
+            length,
+            batch_size,
+            on_error,
+        )
     )
-    try:
-        work = cloudpickle.dumps(task)
-    except Exception as error:  # whatever the objects raise that are in it
-        raise TypeError(
-            "sweep: run, the variants and data must be such that cloudpickle can send them to the workers of an "
-            f"executor, got some that it cannot: {error}"
-        ) from error
     key = hashlib.sha256(work).hexdigest()
 
     def chunks() -> Iterator[Chunk]:
@@ -174,6 +169,18 @@ def computed_by(
             future.cancel()
 
 
+def _pickled(arguments: Mapping[str, tuple]) -> bytes:
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps(arguments)
+    except Exception as error:  # whatever the objects raise that are in it
+        raise TypeError(
+            "sweep: run, the variants and data must be such that cloudpickle can send them to the workers of an "
+            f"executor, got some that it cannot: {error}"
+        ) from error
+
+
 def _finished(under_way: Mapping[Any, Chunk]) -> list[Any]:
     """The futures that are done, as soon as there is one. Those of submitit can only be asked."""
     pause = 0.001
@@ -203,14 +210,16 @@ class _Worker:
     """The work of a sweep in a worker: each variant is traced and compiled once, when its first chunk comes."""
 
     def __init__(self, work: Work):
-        self._work = work
+        import cloudpickle
+
+        self._work = work._replace(arguments=b"")  # they may be large
+        with self._settings():
+            self._arguments: Mapping[str, tuple] = cloudpickle.loads(work.arguments)
         self._ready: dict[str, tuple[Points, int]] = {}
 
     def compute(self, variant: str, indices: np.ndarray) -> tuple[int, Computed]:
         """The metrics of the points, and how long a chunk should be."""
-        with contextlib.ExitStack() as settings:
-            for name, value in self._work.settings.items():
-                settings.enter_context(getattr(jax, name)(value))
+        with self._settings():
             if variant not in self._ready:
                 self._ready[variant] = self._prepare(variant)
             points, length = self._ready[variant]
@@ -218,8 +227,16 @@ class _Worker:
                 return length, Computed(points.compute(indices), {})
             return length, divide(points.compute, indices, points.metrics)
 
+    @contextlib.contextmanager
+    def _settings(self) -> Iterator[None]:
+        """JAX's settings, as they are in the process that called `sweep`."""
+        with contextlib.ExitStack() as settings:
+            for name, value in self._work.settings.items():
+                settings.enter_context(getattr(jax, name)(value))
+            yield
+
     def _prepare(self, variant: str) -> tuple[Points, int]:
-        points = Points(*self._work.arguments[variant])
+        points = Points(*self._arguments[variant])
         if points.fingerprint != self._work.fingerprints[variant]:
             raise ValueError(
                 f"variant {variant!r} is another computation here (jax {jax.__version__}, "

@@ -247,6 +247,15 @@ def test_points_fail_alone_in_workers_too():
         sweep_silently(_fails_at(5.0), {"x": np.arange(12.0)}, executor=Pretended(), on_error="raise")
 
 
+def test_data_of_64_bits_reach_a_worker_as_they_are():
+    data, grid = np.array([1 / 3, 2**53 + 2.0]), {"x": [1e-300, 1.0]}
+    run = lambda x, data: {"y": x * data}  # noqa: E731
+    with jax.enable_x64(True):
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # its thread has the settings of the whole process
+            found = sweep_silently(run, grid, data=data, executor=pool)
+        assert_same_bits(found, sweep_silently(run, grid, data=data))
+
+
 def test_a_worker_with_another_computation_is_refused(monkeypatch):
     class Other(Points):
         def __init__(self, *arguments):
