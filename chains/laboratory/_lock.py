@@ -1,10 +1,13 @@
 """A lock file: at most one sweep writes to a file, on one host or on several that share a folder."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import pathlib
 import socket
+import threading
 from typing import Any
 
 import psutil
@@ -33,8 +36,29 @@ class Lock:
         with contextlib.suppress(FileNotFoundError):
             if self._path.read_text(encoding="utf-8") == self._owner:
                 self._path.unlink()
+                for leftover in self._path.parent.glob(glob.escape(self._path.name) + ".*.new"):
+                    leftover.unlink(missing_ok=True)
 
     def _create(self) -> bool:
+        # Written first and named then: a process that is killed in between leaves no lock without an owner.
+        new = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}.new")
+        try:
+            new.write_text(self._owner, encoding="utf-8")
+            os.link(new, self._path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._path.parent.is_dir():
+                return False  # another process has just removed what others had left
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            return self._create_in_place()
+        finally:
+            new.unlink(missing_ok=True)
+        return True
+
+    def _create_in_place(self) -> bool:
+        """Creates it where files cannot have two names."""
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:

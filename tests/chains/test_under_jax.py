@@ -182,7 +182,10 @@ def _loss_after(optimizer: Optimizer, numbers, params, noise):
 
 
 @each_mechanism
-def test_gradients_through_twenty_steps_are_finite_differences(optimizer: Optimizer, x64):
+def test_gradients_through_many_steps_are_finite_differences(optimizer: Optimizer, x64):
+    if optimizer.name == "adamax" and "optimization_level=0" in os.environ.get("XLA_FLAGS", ""):
+        # JAX finds the larger of two numbers by comparing the recomputed ones with the result, to the bit.
+        pytest.skip("LLVM without optimisation recomputes them otherwise; XLA_FLAGS= python -m pytest runs it")
     params, noise = some_params(), some_gradients(20)
     numbers = {name: jnp.asarray(value) for name, value in optimizer.numbers.items()}
     names = list(numbers)

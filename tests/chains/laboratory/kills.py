@@ -13,6 +13,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 
 import numpy as np
 
@@ -37,6 +38,8 @@ def forked(work):
         os.close(reading)
         work(writing)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

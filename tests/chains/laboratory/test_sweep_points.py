@@ -70,7 +70,7 @@ def test_data_give_what_a_closure_gives_and_are_no_part_of_the_program():
         sweep_silently(run, _X, {"sgd": sgd(0.1)}, data=data)["y"], expected["y"], rtol=1e-4, atol=1e-7
     )
     (function,) = functions_of(lambda x, data: run(sgd(0.1), x, data), _X, None, has_data=True).values()
-    points = Points(function, Design({"x": np.float32([1.0, 2.0])}), Placement(data))
+    points = Points(function, Design({}, {"x": np.float32([1.0, 2.0])}), Placement(data))
     points.chunks(np.arange(2), None, None)
     assert points._programs[0].memory_analysis().argument_size_in_bytes > data["inputs"].nbytes
 
