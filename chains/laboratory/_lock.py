@@ -44,12 +44,16 @@ class Lock:
         new = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}.new")
         try:
             new.write_text(self._owner, encoding="utf-8")
+        except BaseException:  # such as a full disk
+            new.unlink(missing_ok=True)
+            raise
+        try:
             os.link(new, self._path)
         except FileExistsError:
             return False
+        except FileNotFoundError:  # another process has just removed what others had left
+            return False
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and self._path.parent.is_dir():
-                return False  # another process has just removed what others had left
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             return self._create_in_place()
