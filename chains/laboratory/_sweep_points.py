@@ -67,7 +67,8 @@ class Points:
         text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))  # addresses of functions differ from run to run
         _refuse_divided(_constants(jaxpr))
         # The one setting that changes results and does not show in what is traced: how random numbers are drawn.
-        drawn = f"threefry_partitionable={jax.config.jax_threefry_partitionable}"
+        setting = "jax_threefry_partitionable"
+        drawn = f"{setting}={getattr(jax.config, setting)}"
         content = f"{text} {hash_arrays(_constants(jaxpr))} {self._placement.fingerprint} {drawn}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._bytes = _live_bytes(jaxpr.jaxpr)
